@@ -1,0 +1,175 @@
+"""Files that are either whole or absent: atomic writes, hashes, safe joins, locks.
+
+A write goes to a temporary name in the same folder, is synced, renamed, and the folder is synced
+(the order that survives a power cut on POSIX file systems). ENOSPC, EDQUOT, EROFS and EACCES become
+typed errors that leave the old file in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ayllu.errors import BadFileError, DiskFullError, FolderReadOnlyError, RunBusyError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextlib.contextmanager
+def typed_os_errors(path: Path) -> Iterator[None]:
+    """Turn the disk's refusals into DiskFullError and FolderReadOnlyError that name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFullError(
+                f"no room to write {path}",
+                why=error.strerror or "the disk is full",
+                fix="free some space and run the same command again: it goes on from the last checkpoint",
+            ) from error
+        if error.errno in _READ_ONLY:
+            raise FolderReadOnlyError(
+                f"{path} can't be written",
+                why=error.strerror or "no permission",
+                fix="choose a folder of your own with --out, or change its permissions",
+            ) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder, so that a rename inside it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> Path:
+    """Create `folder` and its parents; typed errors."""
+    with typed_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds either the old or the new content, never a part."""
+    with typed_os_errors(path):
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` for text, UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_bytes` for JSON: two spaces, keys as given, one trailing newline."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises FileNotFoundError, or BadFileError when it can't be parsed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadFileError(f"{path} is not valid JSON", why=str(error)) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line (for logs such as metrics.jsonl; not synced)."""
+    with typed_os_errors(path), open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex SHA-256 of a value's canonical JSON (sorted keys)."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def safe_join(folder: Path, name: str) -> Path:
+    """`folder / name`, refused when it would leave `folder` (.., absolute, symlink)."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise BadFileError(f"{name!r} points outside {folder}", fix="don't use files from a source you don't trust")
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a temporary folder that becomes `path` as a whole when the block ends without an error.
+
+    An existing `path` is replaced. A failed block leaves the old one untouched.
+    """
+    make_folder(path.parent)
+    with typed_os_errors(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            os.chmod(temporary, 0o755)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+            sync_folder(temporary)
+            if path.exists():
+                aside = temporary.with_suffix(".old")
+                os.replace(path, aside)
+                os.replace(temporary, path)
+                shutil.rmtree(aside)
+            else:
+                os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an advisory lock on `path` (made if absent); RunBusyError when another process has it.
+
+    The kernel drops the lock with the process, so that a killed run never blocks the next.
+    """
+    with typed_os_errors(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunBusyError(
+                f"{path.parent} is in use by another process",
+                fix="wait for it, or stop it; both would write the same files",
+            ) from error
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,132 @@
+"""Byte-level BPE: trained on the mixture, exact for every text, single digits, unforgeable control tokens.
+
+Byte-level BPE is from GPT-2 (Radford et al. 2019, section 2.2). Every digit is a piece of its own
+(LLaMA, Touvron et al. 2023, section 2.1), because arithmetic is learnt digit by digit. Letters and
+their combining marks stay together, so that Telugu syllables are not cut at every vowel sign.
+
+Control tokens have ids that no text can produce: `encode` treats `<|user|>` typed by a person as
+seven ordinary characters. Only the transcript writes control tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from ayllu.errors import ModelFileDamagedError, ModelFileMissingError
+from ayllu.files import write_json, write_text
+
+CONTROL = (
+    "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|think|>", "<|/think|>",
+    "<|tool|>", "<|/tool|>", "<|result|>", "<|/result|>", "<|answer|>", "<|pad|>",
+    "<|reserved_0|>", "<|reserved_1|>", "<|reserved_2|>",
+)  # fmt: skip
+
+# One piece never crosses these borders: letters with their marks (and one leading space); a single
+# digit; a run of other signs (and one leading space); line ends; other white space.
+SPLIT = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|[\r\n]+|\s+(?!\S)|\s"
+
+
+class Tokenizer:
+    """Text <-> token ids. `control` maps the names above to their ids (0, 1, 2, ...)."""
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        inner.encode_special_tokens = True  # control names in text are text
+        self.inner = inner
+        self.control = {name: inner.token_to_id(name) for name in CONTROL}
+        if any(value is None for value in self.control.values()):
+            missing = [name for name, value in self.control.items() if value is None]
+            raise ModelFileDamagedError(f"the tokenizer lacks the control tokens {', '.join(missing)}")
+        self._control_ids = frozenset(self.control.values())
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces, control tokens included."""
+        return self.inner.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; never a control id."""
+        return self.inner.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """`encode` for many texts (in parallel inside the library)."""
+        return [e.ids for e in self.inner.encode_batch(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; control tokens are left out, incomplete characters become U+FFFD."""
+        return self.inner.decode([i for i in ids if i not in self._control_ids], skip_special_tokens=False)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json as transformers reads them."""
+        write_text(folder / "tokenizer.json", self.inner.to_str(pretty=True) + "\n")
+        write_json(
+            folder / "tokenizer_config.json",
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": "<|bos|>",
+                "eos_token": "<|end|>",
+                "pad_token": "<|pad|>",
+                "add_bos_token": False,
+                "clean_up_tokenization_spaces": False,
+                "split_special_tokens": True,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read tokenizer.json from a folder. Errors: ModelFileMissingError, ModelFileDamagedError."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise ModelFileMissingError(f"{path} is missing", fix="copy the whole model folder again")
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises plain Exception for every malformed file
+            if isinstance(error, ModelFileDamagedError):
+                raise
+            raise ModelFileDamagedError(f"{path} is not a tokenizer", why=str(error)) from error
+
+
+class StreamDecoder:
+    """Ids in, text out, holding back bytes until they are whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.pending = tokenizer, list[int]()
+
+    def push(self, token_id: int) -> str:
+        """Text that became complete with this token (often all of it, sometimes none)."""
+        self.pending.append(token_id)
+        text = self.tokenizer.decode(self.pending)
+        # A character has at most four bytes; a real U+FFFD in the text is let through after that.
+        if text.endswith("\ufffd") and len(self.pending) < 4:
+            return ""
+        self.pending.clear()
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end of the stream."""
+        text = self.tokenizer.decode(self.pending)
+        self.pending.clear()
+        return text
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """Train byte-level BPE with `vocab_size` pieces in all (control tokens and 256 bytes included)."""
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(name, special=True, normalized=False) for name in CONTROL],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return Tokenizer(inner)
