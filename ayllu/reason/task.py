@@ -1,0 +1,74 @@
+"""A family of verifiable problems: generator, solver with a visible trace, verifier, levels, splits.
+
+Splits are by construction: a problem's canonical key (the same for 3+5 and 5+3) is hashed, and the
+hash decides for ever whether the problem may be generated for training, development or test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.random import Generator
+
+from ayllu.reason.transcript import Chat, Kind, Transcript
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem. `key` is canonical; `tools` are the tools that the conversation offers."""
+
+    family: str
+    level: int
+    key: str
+    prompt: str
+    answer: str
+    data: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a worked solution: its kind, its text, and whether the model is to write it."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the checker says. `strict`: right and in the asked form; `lenient`: right somewhere in it."""
+
+    strict: bool
+    lenient: bool
+    why: str = ""
+
+
+class Task(Protocol):
+    """One family. `problem` draws from one split only; `trace` is the expert's worked solution."""
+
+    family: str
+    levels: int
+
+    def problem(self, rng: Generator, level: int, split: str) -> Problem: ...
+
+    def trace(self, problem: Problem, rng: Generator) -> list[Piece]: ...
+
+    def verify(self, problem: Problem, answer: str | None) -> Verdict: ...
+
+
+def split_of(key: str) -> str:
+    """The split that owns a canonical key: 10 % test, 5 % dev, the rest train."""
+    bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") % 100
+    return "test" if bucket < 10 else "dev" if bucket < 15 else "train"
+
+
+def conversation(chat: Chat, problem: Problem, trace: list[Piece]) -> Transcript:
+    """A worked solution as a transcript; what the model has to write is marked as sampled."""
+    transcript = chat.start(problem.prompt, tools=problem.tools)
+    for piece in trace:
+        transcript = chat.add(transcript, piece.kind, piece.text, sampled=piece.kind != Kind.RESULT)
+    return transcript

@@ -1,0 +1,257 @@
+"""A conversation as typed spans of token ids: the one form for training, rollouts, chat and HTTP.
+
+Each span carries its own control tokens and a bit that says whether the model sampled it. The SFT
+loss mask, the RL mask, the trace and the HTTP answer are read off the same spans, and sampled ids
+are never decoded and encoded again (byte-pair encoding is not an identity under that).
+
+The form, with ids written as names:
+
+    <|bos|> <|system|> tools: calculator <|end|>
+    <|user|> What is 17 + 5? <|end|> <|assistant|>
+    <|think|> 7+5=12 ... <|/think|>
+    <|tool|> calculator {"expression":"17+5"} <|/tool|>  <|result|> 22 <|/result|>
+    <|answer|> 22 <|end|>
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from ayllu.errors import RequestError
+from ayllu.text.tokenizer import Tokenizer
+
+
+class Kind(StrEnum):
+    """What a span is."""
+
+    SYSTEM = "system"
+    USER = "user"
+    THINK = "think"
+    SAY = "say"
+    CALL = "call"
+    RESULT = "result"
+
+
+_OPEN = {
+    Kind.SYSTEM: "<|system|>",
+    Kind.USER: "<|user|>",
+    Kind.THINK: "<|think|>",
+    Kind.SAY: "<|answer|>",
+    Kind.CALL: "<|tool|>",
+    Kind.RESULT: "<|result|>",
+}
+# The user's span hands the turn over, so that what follows is the model's to write.
+_CLOSE = {
+    Kind.SYSTEM: ("<|end|>",),
+    Kind.USER: ("<|end|>", "<|assistant|>"),
+    Kind.THINK: ("<|/think|>",),
+    Kind.SAY: ("<|end|>",),
+    Kind.CALL: ("<|/tool|>",),
+    Kind.RESULT: ("<|/result|>",),
+}
+_MODEL_KINDS = (Kind.THINK, Kind.CALL, Kind.SAY)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A typed piece: `ids` include its control tokens; `sampled` says that the model wrote it."""
+
+    kind: Kind
+    ids: tuple[int, ...]
+    sampled: bool = False
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """Spans in order. Immutable: every change gives a new one."""
+
+    spans: tuple[Span, ...] = ()
+
+    def ids(self) -> list[int]:
+        """All token ids."""
+        return [i for span in self.spans for i in span.ids]
+
+    def sampled(self) -> list[bool]:
+        """For each id, whether the model sampled it (the loss mask of SFT and RL)."""
+        return [span.sampled for span in self.spans for _ in span.ids]
+
+    def plus(self, *spans: Span) -> Transcript:
+        """With `spans` appended."""
+        return replace(self, spans=self.spans + spans)
+
+
+class Chat:
+    """Builds and reads transcripts with one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        control = tokenizer.control
+        self.bos, self.end, self.call_end = control["<|bos|>"], control["<|end|>"], control["<|/tool|>"]
+        self._open = {kind: control[name] for kind, name in _OPEN.items()}
+        self._close = {kind: tuple(control[name] for name in names) for kind, names in _CLOSE.items()}
+        self._kind_of_open = {self._open[kind]: kind for kind in _MODEL_KINDS}
+        self.stop_ids = (self.end, self.call_end)
+
+    def span(self, kind: Kind, text: str, *, sampled: bool = False, first: bool = False) -> Span:
+        """One span of `text`; `first` puts <|bos|> in front."""
+        head = (self.bos, self._open[kind]) if first else (self._open[kind],)
+        return Span(kind, (*head, *self.tokenizer.encode(text), *self._close[kind]), sampled)
+
+    def start(self, user: str, *, system: str = "", tools: Sequence[str] = ()) -> Transcript:
+        """A conversation's first turn."""
+        transcript = Transcript()
+        text = system_text(system, tools)
+        if text:
+            transcript = self.add(transcript, Kind.SYSTEM, text)
+        return self.add(transcript, Kind.USER, user)
+
+    def add(self, transcript: Transcript, kind: Kind, text: str, *, sampled: bool = False) -> Transcript:
+        """With one more span of text."""
+        return transcript.plus(self.span(kind, text, sampled=sampled, first=not transcript.spans))
+
+    def extend(self, transcript: Transcript, ids: Sequence[int]) -> Transcript:
+        """With sampled ids, cut into spans at the control tokens (a state machine, no regex).
+
+        Ids outside any span, and a span left open at the end, are kept as they are: a SAY span with
+        the ids given, so that `ids()` is always exactly what the model saw.
+        """
+        spans: list[Span] = []
+        kind, begun = Kind.SAY, 0
+        for position, token in enumerate(ids):
+            if token in self._kind_of_open and position > begun and ids[position - 1] not in self._closers:
+                spans.append(Span(kind, tuple(ids[begun:position]), True))
+                begun = position
+            if token in self._kind_of_open:
+                kind = self._kind_of_open[token]
+            if token == self._close[kind][-1]:
+                spans.append(Span(kind, tuple(ids[begun : position + 1]), True))
+                kind, begun = Kind.SAY, position + 1
+        if begun < len(ids):
+            spans.append(Span(kind, tuple(ids[begun:]), True))
+        return transcript.plus(*spans)
+
+    @property
+    def _closers(self) -> set[int]:
+        return {self._close[kind][-1] for kind in _MODEL_KINDS}
+
+    def text(self, span: Span) -> str:
+        """A span's text without its control tokens."""
+        return self.tokenizer.decode(span.ids)
+
+    def is_closed(self, span: Span) -> bool:
+        """Whether the span ends with its own closing token."""
+        return bool(span.ids) and span.ids[-1] == self._close[span.kind][-1] and span.ids[0] in self._open_ids
+
+    @property
+    def _open_ids(self) -> set[int]:
+        return {self.bos, *self._open.values()}
+
+    def answer(self, transcript: Transcript) -> str | None:
+        """The last whole answer's text after the last user turn, or None."""
+        for span in reversed(transcript.spans):
+            if span.kind == Kind.USER:
+                return None
+            if span.kind == Kind.SAY:
+                return self.text(span) if self.is_closed(span) else None
+        return None
+
+    # ---- OpenAI's JSON, both ways
+    def from_messages(self, messages: Iterable[dict[str, Any]], *, tools: Sequence[str] = ()) -> Transcript:
+        """A transcript from chat-completion messages, ready for the model's next turn.
+
+        Roles: system/developer (first only), user, assistant (content, reasoning_content,
+        tool_calls), tool. Raises RequestError for an order that the form can't express.
+        """
+        system, rest = _split_system(list(messages))
+        transcript = Transcript()
+        if text := system_text(system, tools):
+            transcript = self.add(transcript, Kind.SYSTEM, text)
+        previous = "system"
+        for index, message in enumerate(rest):
+            role = message["role"]
+            if role not in _MAY_FOLLOW[previous]:
+                raise RequestError(
+                    f"messages[{index}]: {role!r} can't follow {previous!r}",
+                    fix="alternate user and assistant; a tool's result follows the assistant's call",
+                )
+            for kind, text in _message_spans(message):
+                transcript = self.add(transcript, kind, text)
+            calls = role == "assistant" and message.get("tool_calls")
+            previous = "call" if calls else role
+        if previous not in ("user", "tool"):
+            raise RequestError("the last message must be the user's or a tool's result")
+        return transcript
+
+    def to_message(self, transcript: Transcript, *, call_ids: str = "call") -> dict[str, Any]:
+        """The assistant's last turn as an OpenAI message (content, reasoning_content, tool_calls)."""
+        begun = max((i for i, s in enumerate(transcript.spans) if s.kind in (Kind.USER, Kind.RESULT)), default=-1)
+        content, thoughts, calls = "", [], []
+        for span in transcript.spans[begun + 1 :]:
+            if span.kind == Kind.THINK:
+                thoughts.append(self.text(span))
+            elif span.kind == Kind.CALL:
+                name, arguments = split_call(self.text(span))
+                function = {"name": name, "arguments": arguments}
+                calls.append({"id": f"{call_ids}_{len(calls)}", "type": "function", "function": function})
+            elif span.kind == Kind.SAY:
+                content += self.text(span)
+        message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else "")}
+        if thoughts:
+            message["reasoning_content"] = "\n".join(thoughts)
+        if calls:
+            message["tool_calls"] = calls
+        return message
+
+
+def system_text(system: str, tools: Sequence[str]) -> str:
+    """The system span: the tools on offer on the first line, then the caller's own words."""
+    lines = [f"tools: {', '.join(tools)}"] if tools else []
+    return "\n".join(lines + ([system] if system else []))
+
+
+def call_text(name: str, arguments: dict[str, Any]) -> str:
+    """`name {"compact":"json"}`."""
+    return f"{name} {json.dumps(arguments, separators=(',', ':'), ensure_ascii=False)}"
+
+
+def split_call(text: str) -> tuple[str, str]:
+    """A call's text into its name and its arguments (JSON text, unparsed)."""
+    name, _, arguments = text.partition(" ")
+    return name, arguments
+
+
+_MAY_FOLLOW = {
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user",),
+    "call": ("tool",),
+    "tool": ("assistant", "tool"),
+}
+
+
+def _split_system(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    head = [m for m in messages if m["role"] in ("system", "developer")]
+    if head and messages[: len(head)] != head:
+        raise RequestError("system messages must come first")
+    return "\n".join(str(m.get("content") or "") for m in head), messages[len(head) :]
+
+
+def _message_spans(message: dict[str, Any]) -> list[tuple[Kind, str]]:
+    role, content = message["role"], message.get("content") or ""
+    if role == "user":
+        return [(Kind.USER, content)]
+    if role == "tool":
+        return [(Kind.RESULT, content)]
+    spans = []
+    if thought := message.get("reasoning_content") or message.get("reasoning"):
+        spans.append((Kind.THINK, thought))
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        spans.append((Kind.CALL, f"{function['name']} {function['arguments']}"))
+    if content:
+        spans.append((Kind.SAY, content))
+    return spans
