@@ -1,0 +1,48 @@
+# make demo   set up, then the main job: recipes/demo.toml from the embedded corpus to a model you can talk to
+# make test   set up, then all tests
+# make lint   style, types and the floors of the house
+# make bench  throughput of training against this machine's matrix-product rate
+# make clean  remove what was built (runs/ stays)
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard ayllu/native/*.cpp ayllu/native/*.h)
+
+.PHONY: setup demo test lint bench clean
+
+setup: .venv/.done
+
+# Build requirements first and no build isolation, so that pip never resolves a second torch.
+.venv/.done: $(BUILD_INPUTS)
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Ayllu needs Python 3.11 or newer with its venv module, and none was found." >&2; \
+		echo "what to do: install one (Debian: apt install python3 python3-venv), or say where it is:" >&2; \
+		echo "            make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3" >&2; \
+		exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is older than Python 3.11; say where a newer one is: make PYTHON=/path/to/python3" >&2; \
+		exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt scikit-build-core nanobind cmake
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[test]'
+	@touch $@
+
+demo: setup
+	$(BIN)/ayllu make recipes/demo.toml
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python bench/train.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
