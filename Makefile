@@ -26,6 +26,8 @@ setup: .venv/.done
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt scikit-build-core nanobind cmake
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[test]'
+	@$(BIN)/python -c 'import ayllu.native._native' 2>/dev/null || \
+		echo "note: no native extension was built (no C++ compiler?); the slower torch path is used"
 	@touch $@
 
 demo: setup
