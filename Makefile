@@ -13,7 +13,8 @@ BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard ayllu/n
 
 setup: .venv/.done
 
-# Build requirements first and no build isolation, so that pip never resolves a second torch.
+# Build requirements first and no build isolation, so that pip never resolves a second torch. build/ goes
+# first: what another compiler or generator left there would be in the way.
 .venv/.done: $(BUILD_INPUTS)
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "Ayllu needs Python 3.11 or newer with its venv module, and none was found." >&2; \
@@ -25,6 +26,7 @@ setup: .venv/.done
 		exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt scikit-build-core nanobind cmake
+	@rm -rf build
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[test]'
 	@$(BIN)/python -c 'import ayllu.native._native' 2>/dev/null || \
 		echo "note: no native extension was built (no C++ compiler?); the slower torch path is used"
