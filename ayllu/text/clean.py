@@ -10,6 +10,8 @@ the thresholds follow from it. Each verdict carries the measured value and the t
 from __future__ import annotations
 
 import ipaddress
+import itertools
+import math
 import re
 import statistics
 import unicodedata
@@ -24,7 +26,9 @@ VERSION = 1  # of the rules below: raise it when a rule or a threshold changes
 # ---- normal form
 # Control characters except tab and line end; the byte order mark, soft hyphens, zero-width spaces and
 # direction marks. The zero-width joiners stay: Telugu and other Indic scripts spell with them.
-_STRIP = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+_STRIP = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
+)
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 _BLANKS = re.compile(r"\n{4,}")
 
@@ -62,7 +66,7 @@ def unwrap(text: str) -> str:
     for lines in paragraphs:
         fits = [
             len(line) + 1 + len(following.split(" ", 1)[0]) > width - SLACK
-            for line, following in zip(lines, lines[1:], strict=False)
+            for line, following in itertools.pairwise(lines)
         ]
         breaks, full = breaks + len(fits), full + sum(fits)
         wrapped.append(bool(fits) and all(fits) and not any(map(_LAID_OUT.match, lines[1:])))
@@ -116,7 +120,7 @@ def telephone(number: str) -> bool:
 
 # In this order: an IBAN or a card would otherwise be taken for a telephone number.
 PRIVATE = (
-    PrivateKind("email", re.compile(r"[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b"), lambda _: True),
+    PrivateKind("email", re.compile(r"[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b"), bool),
     PrivateKind("iban", re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[0-9A-Z]{4}){2,7}(?: ?[0-9A-Z]{1,4})?\b"), iban),
     PrivateKind("card", re.compile(r"(?<![\w.])[0-9](?:[ -]?[0-9]){12,18}(?![\w.]?[0-9])"), luhn),
     PrivateKind("ip", re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9])"), public_address),
@@ -124,7 +128,8 @@ PRIVATE = (
         "phone",
         re.compile(
             r"(?<![\w.+/-])(?:"
-            r"(?:\+|00)[1-9][0-9]{0,2}[ /.-]?(?:\(0?[0-9]{1,5}\)[ /.-]?)?[0-9]{1,5}(?:[ /.-]?[0-9]{2,5}){1,4}"  # +49 30 ...
+            r"(?:\+|00)[1-9][0-9]{0,2}[ /.-]?(?:\(0?[0-9]{1,5}\)[ /.-]?)?"  # +49 30 1234567, 0091 ...
+            r"[0-9]{1,5}(?:[ /.-]?[0-9]{2,5}){1,4}"
             r"|\(0?[0-9]{2,5}\)[ /-]?[0-9]{3,4}[ -]?[0-9]{3,5}"  # (030) 1234567, (555) 123-4567
             r"|0[1-9][0-9]{1,4}[ /-][0-9]{3,5}(?:[ -]?[0-9]{2,5}){0,2}"  # 030 1234567, 0171/1234567
             r"|[2-9][0-9]{2}[-.][2-9][0-9]{2}[-.][0-9]{4}"  # 555-123-4567
@@ -260,14 +265,13 @@ RULES = (
     Rule("too_short", lambda f: f.characters, lambda p: MIN_CHARACTERS, None, "too little to learn from"),
     Rule("broken_characters", lambda f: f.broken, None, lambda p: 0.001, "decoded wrongly, or damaged"),
     Rule("few_letters", lambda f: f.letters, lambda p: 0.6 * p.letters, None, "numbers, tables, markup"),
-    Rule("many_symbols", lambda f: f.symbols, None, lambda p: max(0.3, 4 * p.symbols), "markup, line drawings"),
-    Rule("short_words", lambda f: f.word_length, lambda p: 0.6 * p.word_length, None, "lists of single letters"),
-    Rule("long_words", lambda f: f.word_length, None, lambda p: 2.5 * p.word_length, "addresses, encoded data"),
+    Rule("many_symbols", lambda f: f.symbols, None, lambda p: max(0.3, 4 * p.symbols), "markup, drawings"),
+    Rule("short_words", lambda f: f.word_length, lambda p: 0.6 * p.word_length, None, "single letters"),
+    Rule("long_words", lambda f: f.word_length, None, lambda p: 2.5 * p.word_length, "encoded data"),
     Rule("repeated_lines", lambda f: f.repeated_lines, None, lambda p: 0.3, "menus, footers, loops"),
-    Rule("repeated_phrases", lambda f: f.repeated_phrases, None, lambda p: 0.5, "the same phrases again and again"),
-    Rule("gibberish", lambda f: f.surprise, None,
-         lambda p: 1.25 * p.surprise if p.surprise else float("inf"), "no sequence of letters that the language has"),
-)  # fmt: skip
+    Rule("repeated_phrases", lambda f: f.repeated_phrases, None, lambda p: 0.5, "the same again and again"),
+    Rule("gibberish", lambda f: f.surprise, None, lambda p: 1.25 * p.surprise or math.inf, "no such words"),
+)
 
 
 @dataclass(frozen=True)
@@ -283,8 +287,8 @@ def judge(facts: Facts, profile: Profile) -> Failed | None:
     """None when all rules hold."""
     for rule in RULES:
         value = rule.value(facts)
-        low = rule.low(profile) if rule.low else float("-inf")
-        high = rule.high(profile) if rule.high else float("inf")
+        low = rule.low(profile) if rule.low else -math.inf
+        high = rule.high(profile) if rule.high else math.inf
         if not low <= value <= high:
             return Failed(rule.name, round(value, 4), round(low if value < low else high, 4))
     return None

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 # field of Document -> key of a JSONL row, where they differ
 ROW_KEY = {"language": "lang", "licence": "license", "origin": "repo"}
-_TEXT_FIELDS = ("id", "text", "language", "source", "licence", "origin", "commit", "path", "title", "author", "date")
+_TEXT_FIELDS = (
+    "id", "text", "language", "source", "licence", "origin", "commit", "path", "title", "author", "date",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

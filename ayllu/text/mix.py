@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,10 @@ def order_of(work: str, seed: int) -> bytes:
 def hold_out(documents: Iterable[Document], *, share: float, seed: int) -> Split:
     """Choose about `share` of the bytes of each language.
 
-    Works are drawn in hash order; a work that would go beyond the share is passed over. Where every
-    work is larger than that, the smallest one is taken, so that each language is measured. A language
-    with a single work gives its last documents; with a single document nothing (both are noted).
+    Works are drawn in hash order, from the source that lacks most to its own share first, so that the
+    held-out text resembles the rest; a work that would go beyond the language's share is passed over.
+    Where every work is larger than that, the smallest one is taken, so that each language is measured.
+    A language with a single work gives its last documents; with a single document nothing (noted).
     """
     languages: dict[str, dict[str, list[Document]]] = {}
     for document in documents:
@@ -43,14 +44,8 @@ def hold_out(documents: Iterable[Document], *, share: float, seed: int) -> Split
     notes: list[str] = []
     for language, works in sorted(languages.items()):
         size = {work: sum(d.bytes for d in parts) for work, parts in works.items()}
-        budget = share * sum(size.values())
         if len(works) > 1:
-            chosen: list[str] = []
-            for work in sorted(works, key=lambda w: order_of(w, seed)):
-                if size[work] <= budget:
-                    chosen.append(work)
-                    budget -= size[work]
-            chosen = chosen or [min(works, key=lambda w: (size[w], w))]
+            chosen = _draw(works, size, share=share, seed=seed) or [min(works, key=lambda w: (size[w], w))]
             heldout.update(d.id for work in chosen for d in works[work])
             continue
         (parts,) = works.values()
@@ -58,12 +53,34 @@ def hold_out(documents: Iterable[Document], *, share: float, seed: int) -> Split
             notes.append(f"{language}: one document only, nothing held out")
             continue
         notes.append(f"{language}: one work only, its last part is held out")
+        budget = share * sum(size.values())
         for document in reversed(parts[1:]):
             heldout.add(document.id)
             budget -= document.bytes
             if budget <= 0:
                 break
     return Split(frozenset(heldout), tuple(notes))
+
+
+def _draw(works: dict[str, list[Document]], size: dict[str, int], *, share: float, seed: int) -> list[str]:
+    """Works of one language worth at most `share` of its bytes; none where every work is too large."""
+    waiting: dict[str, list[str]] = {}  # per source, its works in the order of the draw
+    for work in sorted(works, key=lambda w: order_of(w, seed)):
+        waiting.setdefault(works[work][0].source, []).append(work)
+    lacks = {source: share * sum(size[w] for w in drawn) for source, drawn in waiting.items()}
+    room = sum(lacks.values())
+    chosen: list[str] = []
+    while lacks:
+        source = max(lacks, key=lambda s: (lacks[s], s))
+        fitting = [work for work in waiting[source] if size[work] <= room]
+        if not fitting or lacks[source] <= 0:
+            del lacks[source]
+            continue
+        waiting[source].remove(fitting[0])
+        chosen.append(fitting[0])
+        room -= size[fitting[0]]
+        lacks[source] -= size[fitting[0]]
+    return chosen
 
 
 def mixture_table(
@@ -114,3 +131,38 @@ def mixture_table(
         entry["share"] = round(entry["bytes"] / total, 4)
         entry["licences"] = sorted(entry["licences"])
     return sorted(rows.values(), key=lambda entry: (-entry["bytes"], entry["source"], entry["language"]))
+
+
+def balance_languages(
+    documents: list[Document], balance: float, seed: int
+) -> tuple[list[str], dict[str, int]]:
+    """Texts such that language weights are bytes ** balance, and the bytes per language.
+
+    Nothing is repeated: the language that is most under-represented gives all it has, the others give
+    whole documents in the order of a hash. Every language gives at least one document.
+    """
+    languages: dict[str, list[Document]] = {}
+    for document in documents:
+        languages.setdefault(document.language, []).append(document)
+    have = {language: sum(d.bytes for d in group) for language, group in languages.items()}
+    scale = min(have[language] / max(have[language], 1) ** balance for language in have)
+    texts: list[str] = []
+    amounts: dict[str, int] = {}
+    for language, group in sorted(languages.items()):
+        target, taken = scale * have[language] ** balance, 0
+        for document in sorted(group, key=lambda d: order_of(d.id, seed)):
+            if taken and taken + document.bytes > target * 1.05:
+                continue
+            texts.append(document.text)
+            taken += document.bytes
+        amounts[language] = taken
+    return texts, amounts
+
+
+def within(texts: Iterable[str], characters: float) -> Iterator[str]:
+    """Texts from the front as long as they fit into `characters`."""
+    for text in texts:
+        characters -= len(text)
+        if characters < 0:
+            return
+        yield text

@@ -66,7 +66,9 @@ def read_corpus(paths: list[Path], *, licence: str = "", language: str = "") -> 
                 documents.extend(read_rows(file, licence=licence, language=language))
             else:
                 source = base.resolve().name or "folder"
-                documents.extend(read_plain(file, name=name, source=source, licence=licence, language=language))
+                documents.extend(
+                    read_plain(file, name=name, source=source, licence=licence, language=language)
+                )
     _refuse_same_ids(documents)
     if not documents:
         raise CorpusEmptyError(
@@ -85,7 +87,8 @@ def corpus_files(path: Path) -> list[Path]:
     if path.is_file():
         if not path.name.endswith(ROWS + PLAIN):
             raise BadFileError(
-                f"{path}: don't know how to read this kind of file", fix=f"use one of {', '.join(ROWS + PLAIN)}"
+                f"{path}: don't know how to read this kind of file",
+                fix=f"use one of {', '.join(ROWS + PLAIN)}",
             )
         return [path]
     files = [f for f in path.rglob("*") if f.is_file() and f.name.endswith(ROWS + PLAIN)]

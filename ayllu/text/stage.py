@@ -26,6 +26,7 @@ from ayllu.text.manifest import attribution, licence_table, make_manifest
 from ayllu.text.readers import read_corpus, read_lines
 from ayllu.text.tokenizer import Tokenizer, train_tokenizer
 
+PROBLEM_KEYS = ("prompt", "question", "problem", "text")  # of a JSONL file of evaluation problems
 CONTRADICTION = 0.1  # nats per n-gram by which the recognised language must win over the label's
 
 
@@ -45,7 +46,7 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A document that was left out: the rule, the measured value, the threshold, and what else explains it."""
+    """A document that was left out: the rule, what was measured, the threshold, what else explains it."""
 
     document: Document
     rule: str
@@ -71,7 +72,9 @@ def make_text(
     """
     progress = context.progress
     corpus = read_corpus(
-        [context.root / path for path in settings.corpus], licence=settings.licence, language=settings.language
+        [context.root / path for path in settings.corpus],
+        licence=settings.licence,
+        language=settings.language,
     )
     problems = [text for path in settings.evaluation for text in read_evaluation(context.root / path)]
     evaluation = decontaminate.index_evaluations([*problems, *evaluation_texts])
@@ -135,14 +138,13 @@ def make_text(
     write_text(context.folder / "ATTRIBUTION.md", attribution(documents))
     write_json(context.folder / "manifest.json", manifest)  # last: its presence says that all is there
 
-    result = {
+    size = sum(d.bytes for d in documents)
+    held = {key: manifest["heldout"][key] for key in ("documents", "bytes")}
+    result: dict[str, Any] = {
         "read": len(corpus.documents),
         "kept": len(documents),
-        "bytes": sum(d.bytes for d in documents),
-        "heldout": {
-            "documents": manifest["heldout"]["documents"],
-            "bytes": manifest["heldout"]["bytes"],
-        },
+        "bytes": size,
+        "heldout": held,
         "dropped": dict(sorted(by_rule.items())),
         "mixture": mixture,
         "licences": licence_table(documents),
@@ -156,8 +158,8 @@ def make_text(
         "notes": list(split.notes),
     }
     progress.finish(
-        f"{result['kept']} of {result['read']} documents kept, {result['bytes'] / 1e6:.2f} MB "
-        f"({result['heldout']['bytes'] / 1e6:.2f} MB held out); dropped: "
+        f"{len(documents)} of {len(corpus.documents)} documents kept, {size / 1e6:.2f} MB "
+        f"({held['bytes'] / 1e6:.2f} MB held out); dropped: "
         + (", ".join(f"{rule} {count}" for rule, count in by_rule.most_common()) or "none")
     )
     return result
@@ -173,7 +175,8 @@ def recognise(
     kept = []
     table: dict[str, dict[str, int]] = {}
     for document in documents:
-        guess, label = identifier.guess(document.text), document.language
+        guess = identifier.guess(document.text)
+        label = "" if document.language == UNDETERMINED else document.language
         language = label or guess.language
         counts = table.setdefault(language, {"documents": 0, "labelled": 0, "confirmed": 0})
         counts["documents"] += 1
@@ -249,7 +252,7 @@ def read_evaluation(path: Path) -> list[str]:
     for line in read_lines(path):
         if ".jsonl" in path.name:
             row = json.loads(line)
-            line = next((str(row[key]) for key in ("prompt", "question", "problem", "text") if key in row), "")
+            line = next((str(row[key]) for key in PROBLEM_KEYS if key in row), "")
         texts.append(line)
     return texts
 
@@ -276,8 +279,8 @@ class TokenizerSettings:
     """[tokenizer] of a recipe."""
 
     vocabulary: int = bounded(4096, 300, 65536, "pieces in all: control tokens, 256 bytes, merges")
-    balance: float = bounded(0.5, 0.0, 1.0, "a language's weight is its bytes to this power (1: as in the text)")
-    practice: float = bounded(0.15, 0.0, 0.5, "largest share of generated practice text in what it is trained on")
+    balance: float = bounded(0.5, 0.0, 1.0, "a language's weight: its bytes to this power (1: as it is)")
+    practice: float = bounded(0.15, 0.0, 0.5, "largest share of generated practice text")
 
 
 def make_tokenizer(
@@ -294,9 +297,9 @@ def make_tokenizer(
     train = read_kept(folder, "train")
     if not train:
         raise TooLittleTextError("no text is left to train a tokenizer on")
-    chosen, amounts = balance_languages(train, settings.balance, context.seed)
+    chosen, amounts = mix.balance_languages(train, settings.balance, context.seed)
     room = settings.practice / (1 - settings.practice) * sum(map(len, chosen))
-    practice = list(within(practice_texts, room))
+    practice = list(mix.within(practice_texts, room))
     with one_thread():
         tokenizer = train_tokenizer(iter([*chosen, *practice]), settings.vocabulary)
         fairness = measure_fairness(tokenizer, read_kept(folder, "heldout"))
@@ -316,39 +319,7 @@ def make_tokenizer(
     return result
 
 
-def balance_languages(
-    documents: list[Document], balance: float, seed: int
-) -> tuple[list[str], dict[str, int]]:
-    """Texts such that language weights are bytes ** balance, and the bytes per language.
-
-    Nothing is repeated: the language that is most under-represented gives all it has, the others give
-    whole documents in the order of a hash. Every language gives at least one document.
-    """
-    languages: dict[str, list[Document]] = {}
-    for document in documents:
-        languages.setdefault(document.language, []).append(document)
-    have = {language: sum(d.bytes for d in group) for language, group in languages.items()}
-    scale = min(have[language] / max(have[language], 1) ** balance for language in have)
-    texts: list[str] = []
-    amounts: dict[str, int] = {}
-    for language, group in sorted(languages.items()):
-        target, taken = scale * have[language] ** balance, 0
-        for document in sorted(group, key=lambda d: mix.order_of(d.id, seed)):
-            if taken and taken + document.bytes > target * 1.05:
-                continue
-            texts.append(document.text)
-            taken += document.bytes
-        amounts[language] = taken
-    return texts, amounts
-
-
-def within(texts: Iterable[str], characters: float) -> Iterator[str]:
-    """Texts from the front as long as they fit into `characters`."""
-    for text in texts:
-        characters -= len(text)
-        if characters < 0:
-            return
-        yield text
+COUNTED = ("documents", "bytes", "characters", "words", "tokens")
 
 
 def measure_fairness(tokenizer: Tokenizer, documents: list[Document]) -> dict[str, dict[str, Any]]:
@@ -358,7 +329,7 @@ def measure_fairness(tokenizer: Tokenizer, documents: list[Document]) -> dict[st
     """
     table: dict[str, dict[str, Any]] = {}
     for document in documents:
-        row = table.setdefault(document.language, dict.fromkeys(("documents", "bytes", "characters", "words", "tokens"), 0))
+        row = table.setdefault(document.language, dict.fromkeys(COUNTED, 0))
         row["documents"] += 1
         row["bytes"] += document.bytes
         row["characters"] += len(document.text)
@@ -373,7 +344,7 @@ def measure_fairness(tokenizer: Tokenizer, documents: list[Document]) -> dict[st
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep the tokenizers library on one thread, so that the same text gives the same pieces in the same time."""
+    """Keep the tokenizers library on one thread: equal text gives equal pieces, and a report equal times."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

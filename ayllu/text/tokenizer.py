@@ -10,6 +10,7 @@ seven ordinary characters. Only the transcript writes control tokens.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,17 @@ CONTROL = (
 SPLIT = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|[\r\n]+|\s+(?!\S)|\s"
 
 
+def _byte_signs() -> dict[str, int]:
+    """GPT-2's printable stand-ins: bytes that are visible in Latin-1 stand for themselves, the other 68
+    for U+0100, U+0101, ... in order."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in visible]
+    return {chr(b): b for b in visible} | {chr(0x100 + i): b for i, b in enumerate(rest)}
+
+
+BYTE_OF = _byte_signs()
+
+
 class Tokenizer:
     """Text <-> token ids. `control` maps the names above to their ids (0, 1, 2, ...)."""
 
@@ -41,6 +53,7 @@ class Tokenizer:
             missing = [name for name, value in self.control.items() if value is None]
             raise ModelFileDamagedError(f"the tokenizer lacks the control tokens {', '.join(missing)}")
         self._control_ids = frozenset(self.control.values())
+        self._bytes: dict[int, bytes] = {}  # of pieces that were asked for
 
     @property
     def vocab_size(self) -> int:
@@ -58,6 +71,14 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; control tokens are left out, incomplete characters become U+FFFD."""
         return self.inner.decode([i for i in ids if i not in self._control_ids], skip_special_tokens=False)
+
+    def piece_bytes(self, token_id: int) -> bytes:
+        """The bytes of one piece; none for control tokens and unknown ids."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            piece = None if token_id in self._control_ids else self.inner.id_to_token(token_id)
+            known = self._bytes[token_id] = bytes(BYTE_OF[sign] for sign in piece or "")
+        return known
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json as transformers reads them."""
@@ -90,25 +111,25 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Ids in, text out, holding back bytes until they are whole characters."""
+    """Ids in, text out, holding back bytes until they are whole characters.
+
+    A piece may begin in the middle of one character and end in the middle of another (Telugu letters
+    have three bytes, emoji four), so the bytes are decoded as a stream, not the pieces one by one.
+    Bytes that are no UTF-8 become U+FFFD, as in `Tokenizer.decode`.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer, self.pending = tokenizer, list[int]()
+        self.tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
         """Text that became complete with this token (often all of it, sometimes none)."""
-        self.pending.append(token_id)
-        text = self.tokenizer.decode(self.pending)
-        # A character has at most four bytes; a real U+FFFD in the text is let through after that.
-        if text.endswith("\ufffd") and len(self.pending) < 4:
-            return ""
-        self.pending.clear()
-        return text
+        return self._decoder.decode(self.tokenizer.piece_bytes(token_id))
 
     def flush(self) -> str:
-        """What is left at the end of the stream."""
-        text = self.tokenizer.decode(self.pending)
-        self.pending.clear()
+        """What is left at the end of the stream: U+FFFD for a character that never became whole."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
         return text
 
 
