@@ -1,0 +1,305 @@
+"""Think, call, read the result, go on: the one tool-use loop.
+
+Chat, server, RL rollouts and evaluation all come through here. The model samples until `<|end|>` (its
+turn is over) or `<|/tool|>` (it has written a call). A call is run, its result is appended as a span
+that was not sampled, and the longer conversation goes back to the engine. Token ids go straight from
+the engine into spans and are never decoded and encoded again (the fault behind trl#5224).
+
+A `Turn` is one answer in the making. `answer_stream` drives one and yields its text; `answer_batch`
+drives many at once: while one waits for its tool, the others keep the engine busy. A server that
+steps an engine of its own drives Turns in the same way: submit, read, settle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ayllu.errors import QueueFullError
+from ayllu.reason.transcript import Chat, Kind, Transcript
+from ayllu.text.tokenizer import StreamDecoder
+from ayllu.tools.tool import Call, Result, Toolbox
+
+if TYPE_CHECKING:
+    from ayllu.engine.engine import SamplingParams
+
+MAX_CALLS = 8
+
+
+class Generating(Protocol):
+    """An engine's sequence: a prompt being continued."""
+
+    id: Any
+    token_ids: list[int]  # sampled so far, the stop id included
+    logprobs: list[float]
+    finished: bool
+    finish_reason: str | None  # "stop", "length" or "cancelled"
+
+
+class Generator(Protocol):
+    """What the loop needs of an engine (ayllu.engine.Engine has it)."""
+
+    @property
+    def context_length(self) -> int: ...
+    def submit(self, prompt_ids: list[int], params: SamplingParams) -> Any: ...
+    def step(self) -> Sequence[Any]: ...
+    def cancel(self, handle: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished turn.
+
+    `transcript` is the whole conversation with this turn appended; `finish_reason` is "stop",
+    "length" (no room or no tokens left: the turn may end in an open span) or "cancelled".
+    `logprobs` has one value for each sampled token of this turn, in order. `calls` counts the calls
+    that were judged, `valid_calls` those whose tool exists and whose arguments fit its schema.
+    """
+
+    transcript: Transcript
+    finish_reason: str
+    calls: int = 0
+    valid_calls: int = 0
+    tokens: int = 0
+    thinking_tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Event:
+    """A piece of a streamed turn: "think", "say", "call" or "result" with text; "done" with the Answer."""
+
+    kind: str
+    text: str = ""
+    answer: Answer | None = None
+
+
+class Turn:
+    """One answer in the making: submit() -> [engine steps, read()]* -> settle(), again until `answer`."""
+
+    def __init__(
+        self,
+        engine: Generator,
+        chat: Chat,
+        transcript: Transcript,
+        toolbox: Toolbox,
+        params: SamplingParams,
+        *,
+        max_calls: int = MAX_CALLS,
+        index: int = 0,
+    ) -> None:
+        self.engine, self.chat, self.transcript, self.toolbox = engine, chat, transcript, toolbox
+        self.params, self.max_calls, self.index = params, max_calls, index
+        self.handle: Any = None  # the engine's sequence, or None while one is to be submitted
+        self.answer: Answer | None = None
+        self.calls = self.valid_calls = self.segment = 0
+        self.first_span = len(transcript.spans)
+        self.logprobs: list[float] = []
+        self._reader = _Reader(chat)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether submit() is what this turn needs next."""
+        return self.handle is None and self.answer is None
+
+    def submit(self) -> None:
+        """Hand the conversation to the engine. ContextLengthError, QueueFullError as the engine says."""
+        params = replace(
+            self.params,
+            stop_ids=tuple(dict.fromkeys((*self.chat.stop_ids, *self.params.stop_ids))),
+            seed=_derived_seed(self.params.seed, self.index, self.segment),
+        )
+        ids = self.transcript.ids()
+        if self.segment and params.max_tokens is not None:
+            room = self.engine.context_length - len(ids)
+            params = replace(params, max_tokens=min(params.max_tokens - len(self.logprobs), room))
+        self.handle = self.engine.submit(ids, params)
+        self._reader = _Reader(self.chat)
+
+    def read(self) -> list[Event]:
+        """Text that became whole since the last read."""
+        return self._reader.read(self.handle.token_ids, last=self.handle.finished)
+
+    def settle(self) -> list[Event]:
+        """Take over a finished sequence: run its call and go on waiting, or set `answer`."""
+        ids, self.logprobs = self.handle.token_ids, self.logprobs + list(self.handle.logprobs)
+        reason, self.handle = self.handle.finish_reason, None
+        self.transcript = self.chat.extend(self.transcript, ids)
+        if reason != "stop" or ids[-1] != self.chat.call_end:
+            return self._finish(reason)
+        result = self._call()
+        self.transcript = self.chat.add(self.transcript, Kind.RESULT, result.text)
+        self.segment += 1
+        events = [Event("result", result.text)]
+        spent = self.params.max_tokens is not None and len(self.logprobs) >= self.params.max_tokens
+        full = len(self.transcript.ids()) >= self.engine.context_length
+        return events + (self._finish("length") if spent or full else [])
+
+    def cancel(self) -> None:
+        """Give the engine's place back; what was sampled so far becomes the answer."""
+        if self.handle is not None and not self.handle.finished:
+            self.engine.cancel(self.handle)
+        if self.handle is not None:
+            self.logprobs += list(self.handle.logprobs)
+            self.transcript = self.chat.extend(self.transcript, self.handle.token_ids)
+            self.handle = None
+        if self.answer is None:
+            self._finish("cancelled")
+
+    def _call(self) -> Result:
+        if self.calls >= self.max_calls:
+            return Result(False, "error: no more calls", valid=False)
+        span = self.transcript.spans[-1]
+        self.calls += 1
+        if span.kind != Kind.CALL or not self.chat.is_closed(span):
+            return Result(False, "error: not a call", valid=False)
+        result = self.toolbox.call(Call.parse(self.chat.text(span)))
+        self.valid_calls += result.valid
+        return result
+
+    def _finish(self, reason: str) -> list[Event]:
+        spans = self.transcript.spans[self.first_span :]
+        self.answer = Answer(
+            self.transcript,
+            reason,
+            self.calls,
+            self.valid_calls,
+            tokens=len(self.logprobs),
+            thinking_tokens=sum(len(span.ids) for span in spans if span.kind == Kind.THINK),
+            logprobs=tuple(self.logprobs),
+        )
+        return [Event("done", answer=self.answer)]
+
+
+class _Reader:
+    """Token ids in, events out: which span a token belongs to, and whole characters only."""
+
+    def __init__(self, chat: Chat) -> None:
+        control = chat.tokenizer.control
+        # What stands outside any span is kept and shown as an answer, as in Chat.extend.
+        self.kinds = {
+            control["<|think|>"]: "think",
+            control["<|/think|>"]: "say",
+            control["<|tool|>"]: "call",
+            control["<|/tool|>"]: "say",
+            control["<|answer|>"]: "say",
+        }
+        self.decoder, self.kind, self.at = StreamDecoder(chat.tokenizer), "say", 0
+
+    def read(self, ids: Sequence[int], *, last: bool) -> list[Event]:
+        """Events for the ids not seen before, neighbours of one kind joined; `last` flushes."""
+        pieces: list[tuple[str, str]] = []
+        for token in ids[self.at :]:
+            if token in self.kinds:
+                pieces.append((self.kind, self.decoder.flush()))
+                self.kind = self.kinds[token]
+            else:
+                pieces.append((self.kind, self.decoder.push(token)))
+        self.at = len(ids)
+        if last:
+            pieces.append((self.kind, self.decoder.flush()))
+        joined: list[Event] = []
+        for kind, text in pieces:
+            if text and joined and joined[-1].kind == kind:
+                joined[-1] = Event(kind, joined[-1].text + text)
+            elif text:
+                joined.append(Event(kind, text))
+        return joined
+
+
+def _derived_seed(seed: int | None, index: int, segment: int) -> int | None:
+    """A seed of its own for each answer of a batch and each stretch between calls.
+
+    One seed for all would give a group of rollouts from one prompt the same text.
+    """
+    if seed is None:
+        return None
+    digest = hashlib.blake2b(f"{seed}/{index}/{segment}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # 63 bits: fits a signed 64-bit integer
+
+
+def answer_stream(
+    engine: Generator,
+    chat: Chat,
+    transcript: Transcript,
+    toolbox: Toolbox,
+    params: SamplingParams,
+    *,
+    max_calls: int = MAX_CALLS,
+) -> Iterator[Event]:
+    """One answer as it is made: text events, then one "done" event with the Answer.
+
+    `transcript` ends with the model's turn to speak. `params.max_tokens` bounds the sampled tokens of
+    the whole turn, results not counted. Closing the iterator early cancels the sequence. Raises
+    ContextLengthError and QueueFullError before the first event.
+    """
+    turn = Turn(engine, chat, transcript, toolbox, params, max_calls=max_calls)
+    try:
+        while turn.answer is None:
+            if turn.waiting:
+                turn.submit()
+            engine.step()
+            yield from turn.read()
+            if turn.handle.finished:
+                yield from turn.settle()
+    finally:
+        turn.cancel()
+
+
+def answer_batch(
+    engine: Generator,
+    chat: Chat,
+    transcripts: Sequence[Transcript],
+    toolbox: Toolbox | Sequence[Toolbox],
+    params: SamplingParams | Sequence[SamplingParams],
+    *,
+    max_calls: int = MAX_CALLS,
+    on_answer: Callable[[int, Answer], None] | None = None,
+) -> list[Answer]:
+    """Answers to all transcripts, in their order; `on_answer(index, answer)` as each one is done.
+
+    `toolbox` and `params` are one for all or one each. With one seed for all, each answer derives its
+    own from it and its index, so that the result doesn't depend on who shares the batch.
+    Raises ContextLengthError when a prompt doesn't fit.
+    """
+    toolboxes = [toolbox] * len(transcripts) if isinstance(toolbox, Toolbox) else list(toolbox)
+    every = list(params) if isinstance(params, Sequence) else [params] * len(transcripts)
+    turns = [
+        Turn(engine, chat, transcript, box, each, max_calls=max_calls, index=index)
+        for index, (transcript, box, each) in enumerate(zip(transcripts, toolboxes, every, strict=True))
+    ]
+    waiting, running = deque(turns), dict[Any, Turn]()
+    try:
+        while waiting or running:
+            full = _submit_waiting(waiting, running)
+            stepped = engine.step()
+            if full and not running and not stepped:
+                raise full  # others fill the queue and nothing moves
+            for sequence in stepped:
+                if not sequence.finished or sequence.id not in running:
+                    continue
+                turn = running.pop(sequence.id)
+                turn.settle()
+                if turn.answer is None:
+                    waiting.appendleft(turn)  # its prefix is still warm
+                elif on_answer is not None:
+                    on_answer(turn.index, turn.answer)
+    finally:
+        for turn in running.values():
+            turn.cancel()
+    return [turn.answer for turn in turns if turn.answer is not None]
+
+
+def _submit_waiting(waiting: deque[Turn], running: dict[Any, Turn]) -> QueueFullError | None:
+    """Submit until nobody waits or the engine's queue is full (then its error is returned)."""
+    while waiting:
+        try:
+            waiting[0].submit()
+        except QueueFullError as error:
+            return error
+        turn = waiting.popleft()
+        running[turn.handle.id] = turn
+    return None
