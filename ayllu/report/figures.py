@@ -1,0 +1,167 @@
+"""The figures of a report: which measured rows go into which chart, and what the caption says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ayllu.report.charts import (
+    Interval,
+    Level,
+    Series,
+    finite,
+    interval_chart,
+    line_chart,
+    share_strip,
+    short,
+)
+from ayllu.report.escape import safe
+
+Row = dict[str, Any]
+
+
+def figure(chart: str, title: str, caption: str) -> str:
+    """A chart with its caption, or nothing when there is no chart."""
+    if not chart:
+        return ""
+    return f"<figure>{chart}<figcaption><b>{safe(title)}.</b> {safe(caption)}</figcaption></figure>"
+
+
+def series(
+    rows: Sequence[Row], y: str, label: str = "", *, x: str = "step", colour: int = 1, noisy: bool = False
+) -> Series:
+    """The rows that have both keys, as a line."""
+    return Series(label, finite((row.get(x), row.get(y)) for row in rows), colour, noisy)
+
+
+def accuracy(evals: dict[str, dict[str, Row]]) -> str:
+    """Bars with Wilson intervals, for each task before and after RL."""
+    groups = []
+    for family, both in evals.items():
+        bars = []
+        for when, row in both.items():
+            n = max(int(row["n"]), 1)
+            share = row["correct"] / n
+            low, high = row.get("low", share), row.get("high", share)
+            note = f"{low:.1%} – {high:.1%}"
+            bars.append(Interval(f"after {when.upper()}", share, low, high, 1 if when == "sft" else 2, note))
+        groups.append((family, bars))
+    return figure(
+        interval_chart("Accuracy on held-out problems", groups),
+        "Accuracy on held-out problems",
+        "Bars are the share of right answers, whiskers the 95 % Wilson interval. No problem was ever generated "
+        "for training: a hash of each problem decides which split owns it.",
+    )
+
+
+def pretrain(report: Row, rows: Sequence[Row]) -> str:
+    """Loss over tokens; bits per byte on held-out documents against xz."""
+    result = report.get("pretrain", {})
+    x, x_label = ("tokens", "training tokens") if any("tokens" in row for row in rows) else ("step", "step")
+    loss = line_chart(
+        "Pretraining loss",
+        [series(rows, "loss", "loss", x=x, noisy=True)],
+        x_label=x_label,
+        y_label="nats per token",
+    )
+    xz = result.get("xz_bits_per_byte")
+    levels = [Level("xz -9e", float(xz))] if isinstance(xz, (int, float)) else []
+    bits = line_chart(
+        "Bits per byte on held-out documents",
+        [series(rows, "bits_per_byte", "model", x=x, colour=2)],
+        x_label=x_label,
+        y_label="bits per byte",
+        levels=levels,
+        y_from=0.0,
+    )
+    out = ["<h2>Pretraining</h2>"]
+    if not (loss or bits or result):
+        return "".join(out) + missing(report, "pretrain", "The loss curve")
+    out.append(_throughput(result))
+    out.append(figure(loss, "Training loss", "Each step faintly, the running mean on top."))
+    out.append(
+        figure(
+            bits,
+            "Bits per byte on held-out documents",
+            "How many bits the model needs for a byte of text that it has not seen. The dashed line is what the "
+            "compressor xz -9e makes of the same documents; below it, the model knows more than repetition.",
+        )
+    )
+    return "".join(out)
+
+
+def sft(report: Row, rows: Sequence[Row]) -> str:
+    """Loss of supervised fine-tuning, and accuracy where it was measured on the way."""
+    loss = line_chart(
+        "SFT loss",
+        [series(rows, "loss", "loss", noisy=True)],
+        x_label="step",
+        y_label="nats per token",
+        y_from=0.0,
+    )
+    out = "<h2>Supervised fine-tuning</h2>"
+    if not loss:
+        return out + missing(report, "sft", "The loss curve")
+    caption = "Loss on the tokens that the model has to write itself: thinking, calls and answers."
+    return out + figure(loss, "Fine-tuning loss", caption)
+
+
+def rl(report: Row, rows: Sequence[Row]) -> str:
+    """Four small charts on the same steps: reward, pass rate, length, informative groups."""
+    out = "<h2>Reinforcement learning</h2>"
+    panels = []
+    for key, title, percent, colour in (
+        ("reward", "mean reward", False, 1),
+        ("pass_rate", "pass rate", True, 2),
+        ("length", "answer length, tokens", False, 3),
+        ("informative", "informative groups", True, 4),
+        ("entropy", "entropy, nats per token", False, 1),
+        ("truncated", "cut off at the limit", True, 2),
+    ):
+        line = series(rows, key, colour=colour, noisy=True)
+        percent = percent and all(0 <= y <= 1 for _, y in line.points)
+        low = 0.0 if line.points and min(y for _, y in line.points) >= 0 else None
+        high = 1.0 if percent and line.points and max(y for _, y in line.points) > 0.5 else None
+        chart = line_chart(
+            title, [line], x_label="step", percent=percent, y_from=low, y_to=high, width=350, height=190
+        )
+        if chart:
+            panels.append(f"<div><p>{safe(title)}</p>{chart}</div>")
+    if not panels:
+        return out + missing(report, "rl", "The reward curves")
+    return (
+        f'{out}<figure><div class="pair">{"".join(panels)}</div><figcaption><b>Learning from verified answers.</b> '
+        "Each step faintly, the running mean on top. A group is informative when its answers earned different "
+        "rewards; only such groups teach anything.</figcaption></figure>"
+    )
+
+
+def time_strip(stages: dict[str, Row]) -> str:
+    """Where the time went."""
+    parts = [(name, float(stage.get("seconds") or 0.0)) for name, stage in stages.items()]
+    return figure(
+        share_strip("Time per stage", parts), "Where the time went", "Widths are shares of the whole time."
+    )
+
+
+def _throughput(result: Row) -> str:
+    speed, rate, peak = (
+        result.get(k) for k in ("tokens_per_second", "flops_per_second", "matmul_flops_per_second")
+    )
+    if not isinstance(speed, (int, float)):
+        return ""
+    words = [f"{speed:,.0f} tokens per second"]
+    if isinstance(rate, (int, float)):
+        words.append(f"{short(rate)}FLOP/s")
+    if isinstance(peak, (int, float)) and isinstance(result.get("fraction"), (int, float)):
+        words.append(
+            f"{result['fraction']:.0%} of the {short(peak)}FLOP/s that this machine reaches in plain matrix "
+            "products of the model’s own sizes"
+        )
+    return f"<p>{safe('; '.join(words))}.</p>"
+
+
+def missing(report: Row, stage: str, what: str) -> str:
+    """A sentence for something that isn't there: never an empty chart, never a made-up number."""
+    why = f"the stage “{stage}” has not finished" if stage in report["missing"] else "nothing was recorded"
+    return f'<p class="missing">{safe(what)}: not there, {why}.</p>'

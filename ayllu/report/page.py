@@ -1,0 +1,303 @@
+"""report.html: one file to read, print and keep. No script, nothing from the network.
+
+The page's own Content-Security-Policy forbids both, so that even a mistake here could not make text
+that a model wrote run or call home. All text is escaped at the place where it enters the page
+(`safe`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ayllu.progress import clock
+from ayllu.report import figures
+from ayllu.report.charts import short
+from ayllu.report.escape import safe
+from ayllu.report.figures import missing
+from ayllu.report.summary import STAGES, bytes_per_token
+
+CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+LANGUAGES = {"en": "English", "de": "German", "te": "Telugu"}
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def page(name: str, report: dict[str, Any], metrics: Rows, samples: Sequence[dict[str, Any]]) -> str:
+    """The whole report of run `name` as one HTML document."""
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    body = "\n".join(
+        [
+            _header(name, report),
+            _headline(report),
+            _accuracy(report),
+            figures.pretrain(report, metrics.get("pretrain", [])),
+            figures.sft(report, metrics.get("sft", [])),
+            figures.rl(report, metrics.get("rl", [])),
+            _samples(report, samples),
+            _data(report),
+            _resources(report),
+            _machine(report),
+            _recipe(report),
+            _hashes(report),
+        ]
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{CSP}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{safe(name)}: run report</title>\n<style>\n{style}</style></head>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    numbers: Sequence[int] = (),
+    foot: Sequence[object] = (),
+) -> str:
+    """A table; `numbers` are the columns that are set flush right."""
+
+    def cells(row: Sequence[object], tag: str) -> str:
+        return "".join(
+            f"<{tag}{' class=n' if i in numbers else ''}>{safe(v)}</{tag}>" for i, v in enumerate(row)
+        )
+
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    end = f"<tfoot><tr>{cells(foot, 'td')}</tr></tfoot>" if foot else ""
+    return f'<div class="wide"><table><thead><tr>{cells(heads, "th")}</tr></thead><tbody>{body}</tbody>{end}</table></div>'
+
+
+def size(count: object) -> str:
+    """Bytes for people: `1.38 MB`."""
+    if not isinstance(count, (int, float)):
+        return "–"
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}" if count < 100 * scale else f"{count / scale:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def maybe(value: object, form: Callable[[float], str]) -> str:
+    """A number in the given form, or a dash where none was measured."""
+    return form(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else "–"
+
+
+def _header(name: str, report: dict[str, Any]) -> str:
+    pre, text = report.get("pretrain", {}), report.get("text", {})
+    words = ["A language model"]
+    if isinstance(pre.get("parameters"), (int, float)):
+        words.append(f"of {short(pre['parameters'])} parameters")
+    languages = sorted({row.get("language", "?") for row in text.get("mixture") or []})
+    if languages:
+        words.append("from public text in " + ", ".join(LANGUAGES.get(code, code) for code in languages))
+    words.append(f"made in {clock(report['wall_seconds'])} of machine time")
+    lines = [
+        "<header>",
+        '<p class="kicker">Ayllu · run report</p>',
+        f"<h1>{safe(name)}</h1>",
+        f'<p class="lead">{safe(" ".join(words[:2]) + ("" if len(words) < 3 else ", " + ", ".join(words[2:])))}.</p>',
+        "</header>",
+    ]
+    if report["missing"]:
+        left = ", ".join(report["missing"])
+        lines.append(
+            f'<p class="missing">This run is not finished. Missing stages: <b>{safe(left)}</b>. '
+            "What they would show is left out below.</p>"
+        )
+    return "\n".join(lines)
+
+
+def _headline(report: dict[str, Any]) -> str:
+    facts = []
+    pre = report.get("pretrain", {})
+    for family, both in report["evals"].items():
+        when = "rl" if "rl" in both else "sft"
+        row = both[when]
+        beside = f"{row['correct']:,} of {row['n']:,} held-out problems, after {when.upper()}"
+        facts.append((family, f"{row['correct'] / max(row['n'], 1):.1%}", beside))
+    if isinstance(pre.get("bits_per_byte"), (int, float)):
+        xz = maybe(pre.get("xz_bits_per_byte"), "{:.3f}".format)
+        facts.append(("bits per byte", f"{pre['bits_per_byte']:.3f}", f"xz -9e on the same documents: {xz}"))
+    if isinstance(pre.get("tokens_per_second"), (int, float)):
+        fraction = maybe(pre.get("fraction"), "{:.0%}".format)
+        beside = f"tokens per second; {fraction} of the machine’s matrix-product rate"
+        facts.append(("pretraining speed", f"{pre['tokens_per_second']:,.0f}", beside))
+    facts.append(("time", clock(report["wall_seconds"]), f"minutes for {len(report['stages'])} stages"))
+    cells = "".join(
+        f'<div><dt>{safe(name)}</dt><dd><span class="number">{safe(number)}</span><br>'
+        f'<span class="beside">{safe(beside)}</span></dd></div>'
+        for name, number, beside in facts
+    )
+    return f'<dl class="facts">{cells}</dl>'
+
+
+def _accuracy(report: dict[str, Any]) -> str:
+    chart = figures.accuracy(report["evals"])
+    if not chart:
+        return "<h2>Accuracy</h2>" + missing(report, "eval", "Accuracy on held-out problems")
+    rows = [
+        (
+            family,
+            f"after {when.upper()}",
+            f"{row['n']:,}",
+            f"{row['correct']:,}",
+            f"{row['correct'] / max(row['n'], 1):.1%}",
+            f"{maybe(row.get('low'), '{:.1%}'.format)} – {maybe(row.get('high'), '{:.1%}'.format)}",
+        )
+        for family, both in report["evals"].items()
+        for when, row in both.items()
+    ]
+    heads = ("task", "weights", "problems", "right", "accuracy", "95 % interval")
+    return (
+        "<h2>Accuracy before and after reinforcement learning</h2>"
+        + chart
+        + table(heads, rows, numbers=(2, 3, 4, 5))
+    )
+
+
+def _samples(report: dict[str, Any], samples: Sequence[dict[str, Any]]) -> str:
+    if not samples:
+        return "<h2>Samples</h2>" + missing(report, "eval", "Sample conversations")
+    out = [
+        "<h2>Samples</h2>",
+        '<p class="note">Held-out problems, word for word; thinking is set in grey.</p>',
+    ]
+    names = {"call": "tool call", "result": "tool result", "say": "answer", "think": "thinking"}
+    for sample in samples:
+        right = sample.get("correct")
+        mark = {True: '<span class="right">right</span>', False: '<span class="wrong">wrong</span>'}
+        verdict = mark[right] if isinstance(right, bool) else ""
+        label = " · ".join(str(sample[key]) for key in ("family", "when") if sample.get(key))
+        out.append(f'<div class="sample"><div class="top"><span>{safe(label)}</span>{verdict}</div>')
+        for span in sample.get("spans") or []:
+            kind, text = (
+                (span.get("kind"), span.get("text")) if isinstance(span, dict) else (span[0], span[1])
+            )
+            known = (
+                str(kind) if str(kind) in ("system", "user", "think", "call", "result", "say") else "other"
+            )
+            out.append(
+                f'<div class="span {known}"><span>{safe(names.get(str(kind), kind))}</span><div>{safe(text)}</div></div>'
+            )
+        out.append("</div>")
+    return "\n".join(out)
+
+
+def _data(report: dict[str, Any]) -> str:
+    text, out = report.get("text", {}), ["<h2>Training text</h2>"]
+    mixture = text.get("mixture") or []
+    if mixture:
+        rows = [
+            (
+                LANGUAGES.get(row.get("language"), row.get("language", "–")),
+                row.get("source", "–"),
+                maybe(row.get("documents"), "{:,.0f}".format),
+                size(row.get("bytes")),
+                maybe(row.get("share"), "{:.1%}".format),
+                maybe(row.get("dropped"), "{:,.0f}".format),
+                row.get("licence", "–"),
+            )
+            for row in mixture
+        ]
+        total = (
+            "all",
+            "",
+            f"{sum(r.get('documents') or 0 for r in mixture):,}",
+            size(sum(r.get("bytes") or 0 for r in mixture)),
+            "",
+            f"{sum(r.get('dropped') or 0 for r in mixture):,}",
+            "",
+        )
+        heads = ("language", "source", "documents", "bytes", "share", "dropped", "licence")
+        out.append(table(heads, rows, numbers=(2, 3, 4, 5), foot=total))
+    else:
+        out.append(missing(report, "text", "The mixture table"))
+    out.append("<h3>Dropped documents by rule</h3>")
+    if isinstance(text.get("dropped"), dict):
+        rules = sorted(text["dropped"].items(), key=lambda item: -item[1])
+        out.append(
+            table(("rule", "documents"), [(rule, f"{count:,}") for rule, count in rules], numbers=(1,))
+            if rules
+            else "<p>None: every document passed every rule.</p>"
+        )
+    else:
+        out.append(missing(report, "text", "Dropped documents"))
+    out.append("<h3>Tokenizer: what a language pays</h3>")
+    rates = bytes_per_token(report.get("tokenizer", {}))
+    if rates:
+        best = max(rates.values())
+        prices = [(LANGUAGES.get(k, k), f"{v:.2f}", f"{best / v:.2f} ×") for k, v in sorted(rates.items())]
+        out.append(
+            table(
+                ("language", "bytes per token", "tokens per byte, against the cheapest"),
+                prices,
+                numbers=(1, 2),
+            )
+        )
+        pieces = maybe(report["tokenizer"].get("vocab_size"), "{:,.0f}".format)
+        out.append(
+            f'<p class="note">{pieces} pieces. Telugu needs three bytes a character, Latin script about one.</p>'
+        )
+    else:
+        out.append(missing(report, "tokenizer", "Bytes per token"))
+    return "\n".join(out)
+
+
+def _resources(report: dict[str, Any]) -> str:
+    rows = [
+        (
+            name,
+            maybe(report["stages"].get(name, {}).get("seconds"), clock)
+            if name in report["stages"]
+            else "missing",
+            maybe(report["stages"].get(name, {}).get("peak_memory_mb"), "{:,.0f} MB".format),
+        )
+        for name in STAGES
+    ]
+    strip = figures.time_strip(report["stages"])
+    total = ("all", clock(report["wall_seconds"]), "")
+    heads = ("stage", "time", "peak memory")
+    return "<h2>Time and memory</h2>" + strip + table(heads, rows, numbers=(1, 2), foot=total)
+
+
+def _machine(report: dict[str, Any]) -> str:
+    rows = [
+        (key.replace("_", " "), value if isinstance(value, (str, int, float)) else json.dumps(value))
+        for key, value in (report["machine"] or {}).items()
+    ]
+    return "<h2>Machine</h2>" + (table(("", ""), rows) if rows else missing(report, "machine", "The machine"))
+
+
+def _recipe(report: dict[str, Any]) -> str:
+    """The recipe as it would stand in a file: plain keys first, then the tables."""
+    recipe, lines = report["recipe"], []
+    lines += [
+        f"{key} = {json.dumps(v, ensure_ascii=False)}" for key, v in recipe.items() if not isinstance(v, dict)
+    ]
+    for name, part in recipe.items():
+        if isinstance(part, dict):
+            lines += ["", f"[{name}]"]
+            lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in part.items()]
+    return f"<h2>Recipe</h2><pre>{safe(chr(10).join(lines).strip())}</pre>"
+
+
+def _hashes(report: dict[str, Any]) -> str:
+    rows = [("seed", report["seed"]), ("weights, SHA-256", report["weights_sha256"])]
+    for stage, key, label in (
+        ("release", "data_manifest_sha256", "data manifest, SHA-256"),
+        ("release", "tokenizer_sha256", "tokenizer, SHA-256"),
+    ):
+        rows.append((label, report.get(stage, {}).get(key)))
+    cells = "".join(
+        f"<tr><td>{safe(label)}</td><td><code>{safe('missing' if value is None else value)}</code></td></tr>"
+        for label, value in rows
+    )
+    return (
+        f'<h2>Seed and hashes</h2><div class="wide"><table><tbody>{cells}</tbody></table></div>'
+        "<footer>All numbers were measured in this run, on the machine named above. "
+        "Intervals are Wilson’s (1927), 95 %.</footer>"
+    )

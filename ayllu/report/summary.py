@@ -1,0 +1,134 @@
+"""What a report says: the numbers of a run, gathered from its stages' results.
+
+Keys that other programs rely on: `wall_seconds`, `stages.{name}.seconds`, `pretrain.bits_per_byte`,
+`pretrain.xz_bits_per_byte`, `evals.{family}.{sft,rl}.{n,correct,low,high}`, `machine`, `seed`,
+`weights_sha256`, `finished`. A number that no stage reported is absent, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+STAGES = ("text", "tokenizer", "pretrain", "sft", "rl", "eval", "release")
+WHEN = ("sft", "rl")  # an evaluation is made after each of these
+
+
+def summarise(
+    recipe: dict[str, Any], stages: dict[str, dict[str, Any]], machine: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of report.json. `machine` is what ayllu.machine.describe() says, unless given."""
+    if machine is None:
+        from ayllu.machine import describe
+
+        machine = describe()
+    results = {name: stages[name].get("result") or {} for name in STAGES if name in stages}
+    times = {
+        name: {key: stages[name][key] for key in ("seconds", "peak_memory_mb") if key in stages[name]}
+        for name in STAGES
+        if name in stages
+    }
+    missing = [name for name in STAGES if name not in stages]
+    report: dict[str, Any] = {
+        "finished": not missing,
+        "missing": missing,
+        "wall_seconds": round(sum(t.get("seconds", 0.0) for t in times.values()), 3),
+        "seed": find_seed(recipe),
+        "weights_sha256": weights_sha256(results),
+        "machine": machine,
+        "stages": times,
+        "evals": evals_of(results.get("eval", {})),
+    }
+    for name in ("text", "tokenizer", "pretrain", "sft", "rl", "release"):
+        if name in results:
+            report[name] = results[name]
+    report["recipe"] = recipe
+    return plain(report)
+
+
+def evals_of(result: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """`{family: {"sft": {...}, "rl": {...}}}` from an eval result, which may hold it under "evals"."""
+    table = result.get("evals", result)
+    families = {}
+    for family, both in table.items():
+        if not isinstance(both, dict):
+            continue
+        rows = {when: both[when] for when in WHEN if isinstance(both.get(when), dict) and "n" in both[when]}
+        if rows:
+            families[family] = rows
+    return families
+
+
+def bytes_per_token(tokenizer: dict[str, Any]) -> dict[str, float]:
+    """Bytes per token by language from the tokenizer stage's result (numbers, or rows that hold one)."""
+    table = tokenizer.get("bytes_per_token") or {}
+    rows = {}
+    for language, value in table.items():
+        number = value.get("bytes_per_token") if isinstance(value, dict) else value
+        if isinstance(number, (int, float)):
+            rows[language] = float(number)
+    return rows
+
+
+def weights_sha256(results: dict[str, dict[str, Any]]) -> str | None:
+    """The hash of the last weights that are there: the released ones, or else RL's."""
+    for name in ("release", "rl"):
+        if value := results.get(name, {}).get("weights_sha256"):
+            return str(value)
+    return None
+
+
+def find_seed(recipe: dict[str, Any]) -> int | None:
+    """The run's seed: a key of the recipe or of its [run] table."""
+    run = recipe.get("run")
+    seed = recipe.get("seed", run.get("seed") if isinstance(run, dict) else None)
+    return seed if isinstance(seed, int) else None
+
+
+def read_stages(run: Path) -> dict[str, dict[str, Any]]:
+    """The finished stages of a run folder, from each one's stage.json; those without one are left out."""
+    stages = {}
+    for name in STAGES:
+        path = run / ("model" if name == "release" else name) / "stage.json"
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(value, dict) and "result" in value:
+            stages[name] = value
+    return stages
+
+
+def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of metrics.jsonl by stage, by rising step.
+
+    A killed and resumed run has written some steps twice (the later row counts) and may have left
+    half a line; both are ordinary here.
+    """
+    rows: dict[str, dict[float, dict[str, Any]]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), (int, float)):
+            known = rows.setdefault(str(row.get("stage")), {})
+            known[row["step"]] = {**known.get(row["step"], {}), **row}
+    return {stage: [by_step[step] for step in sorted(by_step)] for stage, by_step in rows.items()}
+
+
+def plain(value: Any) -> Any:
+    """The value as strict JSON can hold it: paths as text, numbers that are not finite as null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,404 @@
+"""The report: what it says is what was measured, what is missing is named, and nothing in it can run."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import math
+import re
+import unicodedata
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ayllu.errors import FolderReadOnlyError
+from ayllu.report import charts, write_report
+from ayllu.report.escape import safe
+from ayllu.report.page import CSP
+from ayllu.report.summary import STAGES, evals_of, read_metrics, read_stages, summarise
+
+MACHINE = {"chip": "A small processor", "physical_cores": 2, "memory_gib": 8.0, "features": ["avx2", "fma"]}
+RECIPE = {
+    "name": "demo",
+    "seed": 7,
+    "text": {"corpus": "data/default", "near": 0.8},
+    "pretrain": {"layers": 4, "width": 128, "steps": 600},
+}
+
+
+def evals(correct_before: int, correct_after: int) -> dict[str, dict[str, Any]]:
+    """One family's rows, with intervals as an evaluation writes them."""
+    rows = {}
+    for when, correct in (("sft", correct_before), ("rl", correct_after)):
+        share, n = correct / 1000, 1000
+        rows[when] = {
+            "n": n,
+            "correct": correct,
+            "low": max(share - 0.03, 0.0),
+            "high": min(share + 0.03, 1.0),
+        }
+    return rows
+
+
+def finished_stages() -> dict[str, dict[str, Any]]:
+    """Seven stages with results of a realistic shape."""
+    results: dict[str, dict[str, Any]] = {
+        "text": {
+            "kept": 481,
+            "dropped": {"near_duplicate": 12, "exact_duplicate": 31, "digits": 4, "leak": 3},
+            "mixture": [
+                ("en", "classic-books-en", 65, 1376819, 0.267, "public domain", 0),
+                ("en", "python-peps", 22, 322103, 0.063, "CC0-1.0", 5),
+                ("de", "german-laws", 45, 415290, 0.081, "public domain", 31),
+                ("de", "german-novels", 63, 592714, 0.115, "public domain", 2),
+                ("te", "telugu-wikisource", 199, 1345304, 0.261, "PDM-1.0", 12),
+            ],
+        },
+        "tokenizer": {"vocab_size": 4096, "bytes_per_token": {"en": 3.71, "de": 3.42, "te": 6.88}},
+        "pretrain": {
+            "parameters": 1_312_896,
+            "tokens": 2_457_600,
+            "bits_per_byte": 1.893,
+            "xz_bits_per_byte": 2.214,
+            "tokens_per_second": 13_412.0,
+            "flops_per_second": 1.06e11,
+            "matmul_flops_per_second": 2.31e11,
+            "fraction": 0.459,
+        },
+        "sft": {"loss": 0.08},
+        "rl": {"weights_sha256": "ab" * 32},
+        "eval": {
+            "evals": {
+                "arithmetic": evals(981, 986),
+                "calculator": evals(993, 996),
+                "countdown3": evals(412, 634),
+            },
+            "samples": [
+                {
+                    "family": "calculator",
+                    "when": "rl",
+                    "correct": True,
+                    "spans": [
+                        {"kind": "system", "text": "tools: calculator"},
+                        {"kind": "user", "text": "What is 417238 + 385112?"},
+                        {"kind": "think", "text": "These are large numbers: the calculator is surer."},
+                        {"kind": "call", "text": 'calculator {"expression":"417238+385112"}'},
+                        {"kind": "result", "text": "802350"},
+                        {"kind": "say", "text": "802350"},
+                    ],
+                },
+                {
+                    "family": "countdown3",
+                    "when": "rl",
+                    "correct": False,
+                    "spans": [
+                        {"kind": "user", "text": "Use 3, 7 and 25 to make 46."},
+                        {
+                            "kind": "think",
+                            "text": "25+7=32 32+3=35 no\n25-3=22 22*7=154 no\n7*3=21 21+25=46 yes",
+                        },
+                        {"kind": "say", "text": "7 * 3 + 25"},
+                    ],
+                },
+            ],
+        },
+        "release": {"weights_sha256": "cd" * 32, "data_manifest_sha256": "ef" * 32},
+    }
+    keys = ("language", "source", "documents", "bytes", "share", "licence", "dropped")
+    results["text"]["mixture"] = [dict(zip(keys, row, strict=True)) for row in results["text"]["mixture"]]
+    seconds = {
+        "text": 9.1,
+        "tokenizer": 4.2,
+        "pretrain": 190,
+        "sft": 214,
+        "rl": 170,
+        "eval": 41,
+        "release": 2.5,
+    }
+    return {
+        name: {"seconds": float(seconds[name]), "peak_memory_mb": 300.0 + 90 * i, "result": results[name]}
+        for i, name in enumerate(STAGES)
+    }
+
+
+def metrics_lines(steps: int = 300) -> list[str]:
+    """Curves such as a run writes, deterministic noise included."""
+    rows: list[dict[str, Any]] = []
+    for i in range(1, 2 * steps + 1):
+        noise = math.sin(i * 12.9898) * 0.12
+        row = {
+            "stage": "pretrain",
+            "step": i,
+            "steps": 600,
+            "tokens": i * 4096,
+            "loss": 8.3 * i**-0.16 + noise,
+        }
+        if i % 100 == 0:
+            row["bits_per_byte"] = 1.55 + 3.2 * math.exp(-i / 160)
+        rows.append(row)
+        rows.append(
+            {"stage": "sft", "step": i, "steps": 600, "loss": 2.4 * math.exp(-i / 90) + 0.06 + abs(noise) / 5}
+        )
+    for i in range(1, steps // 3 + 1):
+        noise = math.sin(i * 78.233) * 0.08
+        share = 0.38 + 0.27 * (1 - math.exp(-i / 40))
+        rows.append(
+            {
+                "stage": "rl",
+                "step": i,
+                "steps": 100,
+                "reward": share + noise + 0.02,
+                "pass_rate": min(share + noise, 1.0),
+                "length": 92 - 0.2 * i + 70 * noise,
+                "informative": 0.75 - 0.002 * i + noise,
+                "entropy": 0.5 * math.exp(-i / 80) + abs(noise) / 2,
+                "truncated": max(0.09 - 0.001 * i + noise / 3, 0.0),
+            }
+        )
+    return [json.dumps(row) for row in rows]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with metrics, not yet a report."""
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("\n".join(metrics_lines()) + "\n", encoding="utf-8")
+    return folder
+
+
+class Reader(html.parser.HTMLParser):
+    """What a browser would see: tags, attributes, text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_json_has_the_numbers_that_programs_rely_on(run: Path) -> None:
+    write_report(run, RECIPE, finished_stages())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert report["finished"] is True and report["missing"] == []
+    assert report["wall_seconds"] == pytest.approx(630.8)
+    assert report["stages"]["sft"]["seconds"] == 214.0
+    assert report["pretrain"]["bits_per_byte"] == 1.893 and report["pretrain"]["xz_bits_per_byte"] == 2.214
+    assert report["pretrain"]["fraction"] == 0.459
+    assert report["evals"]["countdown3"]["sft"]["correct"] == 412
+    for family in ("arithmetic", "calculator", "countdown3"):
+        for when in ("sft", "rl"):
+            assert set(report["evals"][family][when]) >= {"n", "correct", "low", "high"}
+    assert report["seed"] == 7
+    assert report["weights_sha256"] == "cd" * 32
+    assert report["machine"]["physical_cores"] >= 1
+
+
+@pytest.mark.parametrize("done", range(len(STAGES)))
+def test_a_run_that_stopped_early_names_what_is_missing(run: Path, done: int) -> None:
+    stages = dict(list(finished_stages().items())[:done])
+    (run / "metrics.jsonl").unlink()
+    write_report(run, RECIPE, stages)
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert report["finished"] is False
+    assert report["missing"] == list(STAGES[done:])
+    shown = Reader((run / "report.html").read_text(encoding="utf-8")).text
+    assert "This run is not finished" in shown
+    if "eval" in report["missing"]:
+        assert report["evals"] == {}
+        assert "Accuracy on held-out problems: not there" in shown and "after RL" not in shown
+    if "rl" in report["missing"]:
+        assert report["weights_sha256"] is None
+        assert "reward curves: not there" in shown
+
+
+def test_page_is_one_file_without_script_or_network(run: Path) -> None:
+    write_report(run, RECIPE, finished_stages())
+    text = (run / "report.html").read_text(encoding="utf-8")
+    page = Reader(text)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "iframe", "object", "embed", "link", "base", "form", "img", "a"}
+    policy = [
+        attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy == [CSP] and "default-src 'none'" in CSP and "script" not in CSP
+    for _, attrs in page.tags:
+        assert not any(name.startswith("on") or name in ("src", "href", "style") for name in attrs)
+    assert "url(" not in text and "@import" not in text
+
+
+def test_page_shows_what_the_stages_said(run: Path) -> None:
+    write_report(run, RECIPE, finished_stages())
+    page = Reader((run / "report.html").read_text(encoding="utf-8"))
+    for expected in (
+        "63.4%", "41.2%", "1.893", "2.214", "xz -9e", "13,412", "46%", "classic-books-en", "PDM-1.0",
+        "near_duplicate", "Telugu", "6.88", "10:31", "7 * 3 + 25", "cd" * 32, 'corpus = "data/default"',
+    ):  # fmt: skip
+        assert expected in page.text, expected
+    assert sum(tag == "svg" for tag, _ in page.tags) == 11  # accuracy, loss, bits, SFT, six of RL, time
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style><script>alert(1)</script>",
+    "<svg/onload=alert(1)>",
+    "&lt;script&gt;",
+    "' onmouseover='alert(1)",
+    "\x1b]0;title\x07\x00",
+    "\u202egnp.exe",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_anywhere_stays_text(run: Path, text: str) -> None:
+    write_report(run, RECIPE, finished_stages())
+    before = [tag for tag, _ in Reader((run / "report.html").read_text(encoding="utf-8")).tags]
+    stages = finished_stages()
+    for span in stages["eval"]["result"]["samples"][0]["spans"]:
+        span["text"] = text
+    stages["eval"]["result"]["samples"][0]["family"] = text
+    stages["text"]["result"]["mixture"][0].update(source=text, licence=text, language=text)
+    stages["text"]["result"]["dropped"] = {text: 3, "exact_duplicate": 31, "digits": 4, "leak": 3}
+    stages["tokenizer"]["result"]["bytes_per_token"] = {text: 1.0, "de": 3.4, "te": 6.8}
+    stages["eval"]["result"]["evals"][text] = stages["eval"]["result"]["evals"].pop("arithmetic")
+    recipe = {**RECIPE, "text": {"corpus": text, "near": 0.8}}
+    write_report(run, recipe, stages)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert [tag for tag, _ in Reader(page).tags] == before
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", page)
+
+
+@given(st.text())
+def test_safe_text_has_no_markup_and_nothing_that_disguises(text: str) -> None:
+    shown = Reader(f'<p title="{safe(text)}">{safe(text)}</p>')
+    assert [tag for tag, _ in shown.tags] == ["p"]
+    assert all(
+        unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs") or c in "\n\t\u200c\u200d" for c in shown.text
+    )
+    if all(unicodedata.category(c)[0] != "C" for c in text):
+        assert shown.text == text == shown.tags[0][1]["title"]
+
+
+def test_telugu_joiners_are_kept() -> None:
+    assert safe("క్\u200cష") == "క్\u200cష"
+
+
+def test_metrics_survive_a_kill_and_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"stage":"sft","step":1,"loss":3.0}\n{"stage":"sft","step":2,"loss":2.0}\n{"stage":"sft","step":3,"lo\n'
+        '{"stage":"sft","step":2,"loss":1.5}\nnull\n[]\n{"stage":"sft","step":1,"bits_per_byte":2.5}\n',
+        encoding="utf-8",
+    )
+    rows = read_metrics(path)["sft"]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 3.0), (2, 1.5)]
+    assert rows[0]["bits_per_byte"] == 2.5
+    assert read_metrics(tmp_path / "absent.jsonl") == {}
+
+
+def test_numbers_that_are_not_finite_are_null_not_invalid_json() -> None:
+    stages = finished_stages()
+    stages["pretrain"]["result"]["bits_per_byte"] = math.nan
+    report = summarise(RECIPE, stages, MACHINE)
+    assert report["pretrain"]["bits_per_byte"] is None
+    json.dumps(report, allow_nan=False)
+
+
+def test_evals_may_be_nested_or_flat() -> None:
+    table = {"arithmetic": evals(1, 2)}
+    assert evals_of({"evals": table, "samples": []}) == evals_of(table) == table
+    assert evals_of({}) == {} and evals_of({"seconds": 3}) == {}
+
+
+def test_stages_are_read_from_the_run_folder(tmp_path: Path) -> None:
+    for name, text in (
+        ("text", '{"seconds": 1.0, "result": {"kept": 3}}'),
+        ("sft", "{half"),
+        ("rl", '{"a": 1}'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "stage.json").write_text(text, encoding="utf-8")
+    assert read_stages(tmp_path) == {"text": {"seconds": 1.0, "result": {"kept": 3}}}
+
+
+def test_a_report_that_cannot_be_written_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tempfile
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(FolderReadOnlyError, match="report.json"):
+        write_report(run, RECIPE, finished_stages())
+
+
+# ---- charts
+def points_of(svg: str) -> list[list[tuple[float, float]]]:
+    """Coordinates of every path of a chart."""
+    paths = [node.attrib["d"] for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("path")]
+    return [[tuple(map(float, pair.split(","))) for pair in d[1:].split()] for d in paths]  # type: ignore[misc]
+
+
+numbers = st.floats(-1e9, 1e9, allow_nan=False)
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=60), st.booleans())
+def test_every_chart_is_sound_xml_inside_its_frame(points: list[tuple[float, float]], noisy: bool) -> None:
+    series = charts.Series("a<b & c", charts.finite(points), 1, noisy)
+    svg = charts.line_chart("<title>", [series], x_label="step", levels=[charts.Level("xz", 2.0)])
+    for path in points_of(svg):
+        assert all(0 <= x <= 720 and 0 <= y <= 280 for x, y in path)
+
+
+def test_a_rising_series_is_drawn_rising() -> None:
+    points = tuple((float(i), i * i / 10) for i in range(20))
+    (path,) = points_of(charts.line_chart("t", [charts.Series("", points)], x_label="x"))
+    assert [x for x, _ in path] == sorted(x for x, _ in path)
+    assert [y for _, y in path] == sorted((y for _, y in path), reverse=True)  # SVG's y points down
+
+
+def test_no_points_no_chart() -> None:
+    assert (
+        charts.line_chart("t", [charts.Series("", charts.finite([(1, None), ("a", 2)]))], x_label="x") == ""
+    )
+    assert charts.interval_chart("t", []) == ""
+    assert charts.share_strip("t", [("text", 0.0)]) == ""
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 8))
+def test_ticks_are_round_few_and_inside(low: float, span: float, about: int) -> None:
+    marks = charts.ticks(low, low + span, about)
+    slack = span * 1e-6 + 1e-9
+    assert all(low - slack <= mark <= low + span + slack for mark in marks)
+    assert len(marks) <= 2 * about + 1
+
+
+@given(st.lists(numbers, min_size=1, max_size=2000))
+def test_thinning_keeps_the_mean(values: list[float]) -> None:
+    points = tuple((float(i), v) for i, v in enumerate(values))
+    thinned = charts.thin(points, 300)
+    assert len(thinned) <= 300
+    if len(values) % math.ceil(len(values) / 300) == 0:
+        mean = sum(v for _, v in thinned) / len(thinned)
+        assert mean == pytest.approx(sum(values) / len(values), rel=1e-6, abs=1e-3)
+
+
+def test_intervals_are_drawn_where_they_are() -> None:
+    bar = charts.Interval("after RL", 0.5, 0.4, 0.6, 2)
+    svg = ElementTree.fromstring(charts.interval_chart("t", [("task", [bar])]))
+    rect = next(node for node in svg.iter() if node.attrib.get("class") == "bar c2")
+    whisker = next(node for node in svg.iter() if node.attrib.get("class") == "whisker")
+    left, width = float(rect.attrib["x"]), float(rect.attrib["width"])
+    assert float(whisker.attrib["x1"]) == pytest.approx(left + width * 0.8, abs=0.2)
+    assert float(whisker.attrib["x2"]) == pytest.approx(left + width * 1.2, abs=0.2)
