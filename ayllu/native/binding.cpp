@@ -1,0 +1,101 @@
+// The one binding file. Addresses come from torch tensors, whose types and shapes ayllu/native/ops.py
+// has checked; nothing else may call these functions.
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace nb = nanobind;
+using Address = uintptr_t;
+using namespace nb::literals;
+
+template <class T>
+static T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+static const char* machine_level() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return "AVX-512";
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "AVX2";
+#endif
+    return "portable";
+}
+
+NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);
+    using nb::gil_scoped_release;
+    m.def("machine_level", &machine_level);
+    m.def("use_openmp", &ayllu::use_openmp, "library"_a, "threads"_a);
+    m.def("thread_count", &ayllu::thread_count);
+    m.def(
+        "cross_entropy",
+        [](Address logits, Address targets, Address weights, Address losses, Address entropies, size_t rows,
+           size_t vocab) {
+            ayllu::cross_entropy(at<uint16_t>(logits), at<int64_t>(targets), at<float>(weights), at<float>(losses),
+                                 at<float>(entropies), rows, vocab);
+        },
+        nb::call_guard<gil_scoped_release>());
+    m.def(
+        "rms_norm",
+        [](Address x, Address w, Address y, Address scales, float eps, size_t rows, size_t width) {
+            ayllu::rms_norm(at<uint16_t>(x), at<float>(w), at<uint16_t>(y), at<float>(scales), eps, rows, width);
+        },
+        nb::call_guard<gil_scoped_release>());
+    m.def(
+        "rms_norm_backward",
+        [](Address dy, Address x, Address w, Address scales, Address dx, Address dw, size_t rows, size_t width) {
+            ayllu::rms_norm_backward(at<uint16_t>(dy), at<uint16_t>(x), at<float>(w), at<float>(scales),
+                                     at<uint16_t>(dx), at<float>(dw), rows, width);
+        },
+        nb::call_guard<gil_scoped_release>());
+    m.def(
+        "swiglu",
+        [](Address gate_up, Address y, size_t rows, size_t hidden) {
+            ayllu::swiglu(at<uint16_t>(gate_up), at<uint16_t>(y), rows, hidden);
+        },
+        nb::call_guard<gil_scoped_release>());
+    m.def(
+        "swiglu_backward",
+        [](Address dy, Address gate_up, Address d, size_t rows, size_t hidden) {
+            ayllu::swiglu_backward(at<uint16_t>(dy), at<uint16_t>(gate_up), at<uint16_t>(d), rows, hidden);
+        },
+        nb::call_guard<gil_scoped_release>());
+    m.def(
+        "causal_softmax",
+        [](Address scores, Address starts, size_t batches, size_t heads, size_t length) {
+            ayllu::causal_softmax(at<uint16_t>(scores), at<int32_t>(starts), batches, heads, length);
+        },
+        nb::call_guard<gil_scoped_release>());
+    m.def(
+        "causal_softmax_backward",
+        [](Address dp, Address p, Address starts, size_t batches, size_t heads, size_t length) {
+            ayllu::causal_softmax_backward(at<uint16_t>(dp), at<uint16_t>(p), at<int32_t>(starts), batches, heads,
+                                           length);
+        },
+        nb::call_guard<gil_scoped_release>());
+    m.def(
+        "split_heads",
+        [](Address qkv, Address q_weight, Address k_weight, Address cosine, Address sine, Address q, Address k,
+           Address v, Address scales, size_t batches, size_t length, size_t heads, size_t kv_heads, size_t dim,
+           float eps, float query_scale) {
+            const ayllu::Heads h{batches, length, heads, kv_heads, dim, eps, query_scale};
+            ayllu::split_heads(h, at<uint16_t>(qkv), at<float>(q_weight), at<float>(k_weight), at<float>(cosine),
+                               at<float>(sine), at<uint16_t>(q), at<uint16_t>(k), at<uint16_t>(v), at<float>(scales));
+        },
+        nb::call_guard<gil_scoped_release>());
+    m.def(
+        "split_heads_backward",
+        [](Address dq, Address dk, Address dv, Address qkv, Address q_weight, Address k_weight, Address cosine,
+           Address sine, Address scales, Address d, Address d_weights, size_t batches, size_t length, size_t heads,
+           size_t kv_heads, size_t dim, float eps, float query_scale) {
+            const ayllu::Heads h{batches, length, heads, kv_heads, dim, eps, query_scale};
+            ayllu::split_heads_backward(h, at<uint16_t>(dq), at<uint16_t>(dk), at<uint16_t>(dv), at<uint16_t>(qkv),
+                                        at<float>(q_weight), at<float>(k_weight), at<float>(cosine), at<float>(sine),
+                                        at<float>(scales), at<uint16_t>(d), at<float>(d_weights));
+        },
+        nb::call_guard<gil_scoped_release>());
+}

@@ -1,0 +1,230 @@
+"""Differentiable CPU operations on bfloat16 tensors, in front of the kernels of training.cpp.
+
+`usable(x)` decides: bfloat16 on the CPU with the extension loaded. Callers keep their plain torch
+path for everything else, and the tests compare the two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ayllu import native
+
+_pool = -1  # threads that the kernels were told to use
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the kernels apply to a tensor like `x`; also follows torch.set_num_threads."""
+    global _pool
+    module = native.module()
+    if module is None or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return False
+    if _pool != torch.get_num_threads():
+        _pool = torch.get_num_threads()
+        library = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
+        module.use_openmp(str(library), _pool)
+    return True
+
+
+def _address(x: Tensor | None, dtype: torch.dtype, *shape: int) -> int:
+    """The data's address after checking what the kernel relies on (0 for None)."""
+    if x is None:
+        return 0
+    assert x.is_contiguous() and x.dtype == dtype and x.device.type == "cpu", (x.dtype, x.stride())
+    assert not shape or tuple(x.shape) == shape, (tuple(x.shape), shape)
+    return x.data_ptr()
+
+
+BF16, F32 = torch.bfloat16, torch.float32
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        width = x.shape[-1]
+        rows = x.numel() // width
+        y, scales = torch.empty_like(x), torch.empty(rows)
+        native.module().rms_norm(  # type: ignore[union-attr]
+            _address(x, BF16), _address(weight, F32, width), _address(y, BF16), _address(scales, F32), eps, rows, width
+        )
+        ctx.save_for_backward(x, weight, scales)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scales = ctx.saved_tensors
+        dy, dx, dw = dy.contiguous(), torch.empty_like(x), torch.zeros_like(weight)
+        width = x.shape[-1]
+        native.module().rms_norm_backward(  # type: ignore[union-attr]
+            _address(dy, BF16),
+            _address(x, BF16),
+            _address(weight, F32),
+            _address(scales, F32),
+            _address(dx, BF16),
+            _address(dw, F32),
+            x.numel() // width,
+            width,
+        )
+        return dx, dw, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of x (..., width) with a float32 weight."""
+    return _RMSNorm.apply(x, weight, eps)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        gate_up = gate_up.contiguous()
+        hidden = gate_up.shape[-1] // 2
+        y = gate_up.new_empty(*gate_up.shape[:-1], hidden)
+        native.module().swiglu(_address(gate_up, BF16), _address(y, BF16), y.numel() // hidden, hidden)  # type: ignore[union-attr]
+        ctx.save_for_backward(gate_up)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        dy, d = dy.contiguous(), torch.empty_like(gate_up)
+        hidden = dy.shape[-1]
+        native.module().swiglu_backward(  # type: ignore[union-attr]
+            _address(dy, BF16), _address(gate_up, BF16), _address(d, BF16), dy.numel() // hidden, hidden
+        )
+        return d
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(first half) * second half over the last dimension."""
+    return _SwiGLU.apply(gate_up)
+
+
+class _SplitHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv_BTX: Tensor,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        cos_TD: Tensor,
+        sin_TD: Tensor,
+        heads: int,
+        kv_heads: int,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        qkv_BTX = qkv_BTX.contiguous()
+        b, t, _ = qkv_BTX.shape
+        dim = cos_TD.shape[-1]
+        assert dim <= 256 and qkv_BTX.shape[-1] == (heads + 2 * kv_heads) * dim
+        q, k, v = (qkv_BTX.new_empty(b, n, t, dim) for n in (heads, kv_heads, kv_heads))
+        scales = torch.empty(b * t * (heads + kv_heads))
+        ctx.sizes = (b, t, heads, kv_heads, dim, eps, dim**-0.5)
+        native.module().split_heads(  # type: ignore[union-attr]
+            _address(qkv_BTX, BF16),
+            _address(q_weight, F32),
+            _address(k_weight, F32),
+            _address(cos_TD, F32, t, dim),
+            _address(sin_TD, F32, t, dim),
+            *(_address(x, BF16) for x in (q, k, v)),
+            _address(scales, F32),
+            *ctx.sizes,
+        )
+        ctx.save_for_backward(qkv_BTX, q_weight, k_weight, cos_TD, sin_TD, scales)
+        return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, q_weight, k_weight, cos_TD, sin_TD, scales = ctx.saved_tensors
+        d, d_weights = torch.empty_like(qkv), torch.zeros(2 * ctx.sizes[4])
+        dq, dk, dv = dq.contiguous(), dk.contiguous(), dv.contiguous()  # named, so that they stay alive
+        native.module().split_heads_backward(  # type: ignore[union-attr]
+            *(_address(x, BF16) for x in (dq, dk, dv)),
+            _address(qkv, BF16),
+            _address(q_weight, F32),
+            _address(k_weight, F32),
+            _address(cos_TD, F32),
+            _address(sin_TD, F32),
+            _address(scales, F32),
+            _address(d, BF16),
+            _address(d_weights, F32),
+            *ctx.sizes,
+        )
+        dq_weight, dk_weight = d_weights.chunk(2) if q_weight is not None else (None, None)
+        return d, dq_weight, dk_weight, None, None, None, None, None
+
+
+class _CausalSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores_BHTT: Tensor, starts_BT: Tensor) -> Tensor:
+        b, h, t, _ = scores_BHTT.shape
+        native.module().causal_softmax(  # type: ignore[union-attr]
+            _address(scores_BHTT, BF16, b, h, t, t), _address(starts_BT, torch.int32, b, t), b, h, t
+        )
+        ctx.mark_dirty(scores_BHTT)
+        ctx.save_for_backward(scores_BHTT, starts_BT)
+        return scores_BHTT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dp: Tensor) -> tuple[Tensor, None]:
+        p, starts_BT = ctx.saved_tensors
+        b, h, t, _ = p.shape
+        dp = dp.contiguous()  # ours alone: the product before it made it
+        native.module().causal_softmax_backward(  # type: ignore[union-attr]
+            _address(dp, BF16), _address(p, BF16), _address(starts_BT, torch.int32), b, h, t
+        )
+        return dp, None
+
+
+def attention(
+    qkv_BTX: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos_TD: Tensor,
+    sin_TD: Tensor,
+    starts_BT: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    eps: float,
+) -> Tensor:
+    """Grouped-query causal attention from the joint projection (B, T, (H+2G)*D) -> (B, T, H*D).
+
+    Position t of a row attends to positions starts_BT[b, t] .. t (the start of its document).
+    """
+    b, t, _ = qkv_BTX.shape
+    dim = cos_TD.shape[-1]
+    q, k, v = _SplitHeads.apply(qkv_BTX, q_weight, k_weight, cos_TD, sin_TD, heads, kv_heads, eps)
+    # The queries of one key-value head form one tall matrix: (B*G, H/G*T, D).
+    group = heads // kv_heads
+    k, v = k.view(b * kv_heads, t, dim), v.view(b * kv_heads, t, dim)
+    scores = torch.bmm(q.view(b * kv_heads, group * t, dim), k.transpose(1, 2))
+    weights = _CausalSoftmax.apply(scores.view(b, heads, t, t), starts_BT)
+    y = torch.bmm(weights.view(b * kv_heads, group * t, t), v)
+    return y.view(b, heads, t, dim).transpose(1, 2).reshape(b, t, heads * dim)
+
+
+def cross_entropy_(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses -log p[target] and entropies (float32, N); the logits become the gradient of
+    sum(weights * losses), in place."""
+    rows, vocab = logits_NV.shape
+    losses, entropies = torch.empty(rows), torch.empty(rows)
+    native.module().cross_entropy(  # type: ignore[union-attr]
+        _address(logits_NV, BF16),
+        _address(targets_N, torch.int64, rows),
+        _address(weights_N, F32, rows),
+        _address(losses, F32),
+        _address(entropies, F32),
+        rows,
+        vocab,
+    )
+    return losses, entropies

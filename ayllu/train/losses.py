@@ -1,0 +1,63 @@
+"""Weighted cross-entropy of the next token: the one loss of pretraining, SFT and RL.
+
+With weights that sum to one over the batch it is the mean negative log-likelihood; with advantages
+as weights its gradient is the policy gradient (Williams 1992), since d(-A log p) is what both need.
+
+On the CPU in bfloat16 the logits never exist as a whole: rows go through head, softmax, gradient and
+back in pieces that stay in the cache (the idea of fused linear cross-entropy kernels).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ayllu.native import ops
+
+_ROWS = 1024  # logits of a piece: 8 MB at 4,096 pieces of vocabulary
+
+
+class _FusedHeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor) -> Any:
+        head = head_VC.to(states_NC.dtype)
+        d_states = torch.empty_like(states_NC)
+        d_head = torch.zeros_like(head_VC)
+        losses, entropies = [], []
+        for first in range(0, states_NC.shape[0], _ROWS):
+            piece = slice(first, first + _ROWS)
+            x = states_NC[piece]
+            logits = x @ head.T
+            loss, entropy = ops.cross_entropy_(logits, targets_N[piece].contiguous(), weights_N[piece].contiguous())
+            losses.append(loss)
+            entropies.append(entropy)
+            torch.mm(logits, head, out=d_states[piece])
+            d_head += logits.T @ x
+        loss_N = torch.cat(losses)
+        ctx.save_for_backward(d_states, d_head)
+        entropy_N = torch.cat(entropies)
+        ctx.mark_non_differentiable(loss_N, entropy_N)
+        return (loss_N * weights_N).sum(), loss_N, entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        d_states, d_head = ctx.saved_tensors
+        return d_states * scale.to(d_states.dtype), d_head * scale, None, None
+
+
+def head_loss(
+    states_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(sum of weights * losses with gradient; losses_N; entropies_N in nats, both detached, float32)."""
+    if ops.usable(states_NC):
+        return _FusedHeadLoss.apply(states_NC, head_VC, targets_N, weights_N)
+    log_p_NV = F.linear(states_NC, head_VC.to(states_NC.dtype)).float().log_softmax(-1)
+    loss_N = -log_p_NV.gather(-1, targets_N[:, None])[:, 0]
+    with torch.no_grad():
+        entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1)
+    return (loss_N * weights_N).sum(), loss_N.detach(), entropy_N

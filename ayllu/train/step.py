@@ -1,0 +1,81 @@
+"""The one training step: forward, loss, backward, update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ayllu.errors import TrainingStoppedError
+from ayllu.model.decoder import Decoder
+from ayllu.train.losses import head_loss
+from ayllu.train.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens. `targets` are the next tokens; `weights` the loss mask (or advantages);
+    `document` numbers the document of each position: attention never crosses it."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    weights_BT: Tensor
+    document_BT: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """`loss`: sum(weights * losses); `nats`: plain mean over weighted positions; `entropy` likewise."""
+
+    loss: float
+    nats: float
+    entropy: float
+    tokens: int  # positions of the batch
+    trained: int  # positions with a weight
+
+
+def compute_type(device: str) -> torch.dtype:
+    """bfloat16 where the machine multiplies it fast (every GPU we train on; CPUs with AVX-512 BF16)."""
+    if device != "cpu" or _cpu_has_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
+            return "avx512_bf16" in file.read()
+    except OSError:
+        return False
+
+
+def backward(model: Decoder, batch: Batch, dtype: torch.dtype) -> StepResult:
+    """Add the gradient of sum(weights * losses) to the weights' gradients."""
+    states_BTC = model.states(batch.tokens_BT, document_BT=batch.document_BT, dtype=dtype)
+    weights_N = batch.weights_BT.flatten()
+    rows = weights_N.nonzero()[:, 0]  # the head is only computed where the loss looks
+    states_NC = states_BTC.flatten(0, 1)
+    if len(rows) < len(weights_N):
+        states_NC, weights_N = states_NC[rows], weights_N[rows]
+        targets_N = batch.targets_BT.flatten()[rows]
+    else:
+        targets_N = batch.targets_BT.flatten()
+    loss, losses_N, entropy_N = head_loss(states_NC, model.head_weight, targets_N, weights_N)
+    loss.backward()
+    value = float(loss)
+    if not math.isfinite(value):
+        raise TrainingStoppedError(
+            "the loss is not a number any more", fix="lower the learning rate of this stage in the recipe"
+        )
+    return StepResult(value, float(losses_N.mean()), float(entropy_N.mean()), weights_N.numel(), len(rows))
+
+
+def train_step(
+    model: Decoder, optimizer: Optimizer, batches: list[Batch], lr_scale: float, dtype: torch.dtype
+) -> list[StepResult]:
+    """One update from the summed gradients of `batches`."""
+    results = [backward(model, batch, dtype) for batch in batches]
+    optimizer.step(lr_scale)
+    return results
