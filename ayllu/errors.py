@@ -152,6 +152,13 @@ class TrainingStoppedError(AylluError):
     code = "training_stopped"
 
 
+# ---- refused for safety (8)
+class RefusedError(AylluError):
+    """What was asked would put the user or the machine at risk; the fix names the safe way."""
+
+    exit_code, code = 8, "refused"
+
+
 # ---- requests to the engine and the server
 class RequestError(AylluError):
     """A request that can't be served as it stands (HTTP 400)."""
@@ -169,3 +176,22 @@ class QueueFullError(AylluError):
     """Too many requests wait already (HTTP 503)."""
 
     code = "queue_full"
+
+
+class EngineFailedError(AylluError):
+    """The engine broke off in the middle of its work (HTTP 503)."""
+
+    code = "engine_failed"
+
+
+class ShuttingDownError(AylluError):
+    """The server is ending; running answers are broken off after a grace time (HTTP 503)."""
+
+    code = "shutting_down"
+
+
+# ---- stopped by the user (130)
+class RunStoppedError(AylluError):
+    """Ctrl-C or a termination signal; what was done is kept, the message says how to go on."""
+
+    exit_code, code = 130, "interrupted"

@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's chat-completions wire format in front of one engine."""

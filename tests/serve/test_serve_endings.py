@@ -1,0 +1,160 @@
+"""Work that ends early: clients that go away, a full house, a failing engine, a shutdown."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+
+import openai
+import pytest
+from running_server import LONG, SHORT, USER, get, post, raw, wait_until
+
+from ayllu.serve.limits import Limits
+from ayllu.serve.service import SamplingDefaults
+
+
+def test_closing_a_stream_frees_the_engine(scripted):
+    with scripted(*LONG, delay=0.02) as running:
+        stream = running.client().chat.completions.create(model="tiny", messages=USER, stream=True)
+        assert any(chunk.choices[0].delta.content for chunk in stream)
+        stream.close()
+        assert wait_until(lambda: running.engine.cancelled == [1]), "cancelled"
+        assert wait_until(lambda: running.service._open_answers == 0)
+        steps = running.engine.steps
+        time.sleep(0.1)
+        assert running.engine.steps == steps, "nobody computes any more"
+
+
+def test_closing_while_waiting_for_a_whole_answer_frees_the_engine(scripted):
+    with scripted(*LONG, delay=0.02) as running:
+        with pytest.raises(openai.APITimeoutError):
+            running.client(timeout=0.3).chat.completions.create(model="tiny", messages=USER, n=2)
+        assert wait_until(lambda: sorted(running.engine.cancelled) == [1, 2])
+        assert wait_until(lambda: running.service._open_answers == 0)
+
+
+def test_a_client_that_leaves_while_waiting_is_never_started(scripted):
+    with scripted(*LONG, delay=0.005, limits=Limits(running=1, waiting=4, grace=0.5)) as running:
+        first = running.client().chat.completions.create(model="tiny", messages=USER, stream=True)
+        next(iter(first))
+        assert wait_until(lambda: len(running.engine.prompts) == 1)
+        with pytest.raises(openai.APITimeoutError):
+            running.client(timeout=0.1).chat.completions.create(model="tiny", messages=USER)
+        assert wait_until(lambda: running.service._open_answers == 1)
+        list(first)
+        assert wait_until(lambda: running.service._open_answers == 0)
+        assert len(running.engine.prompts) == 1
+
+
+def test_a_full_queue_is_503_with_retry_after(scripted):
+    with scripted(*LONG, delay=0.02, limits=Limits(running=1, waiting=1, grace=0.5)) as running:
+        create = running.client().chat.completions.create
+        streams = [create(model="tiny", messages=USER, stream=True) for _ in range(2)]
+        status, body, headers = post(running, {"messages": USER, "stream": True})
+        assert (status, body["error"]["code"]) == (503, "queue_full") and int(headers["retry-after"]) > 0
+        assert get(running, "/readyz")[0] == 200, "full is not dead"
+        for stream in streams:
+            stream.close()
+        assert wait_until(lambda: running.service._open_answers == 0)
+        assert post(running, {"messages": USER, "max_tokens": 2})[0] == 200
+
+
+def test_silence_is_filled(scripted):
+    with scripted(*SHORT, delay=0.25, limits=Limits(keep_alive=0.05, grace=0.5)) as running:
+        _, body, headers = post(running, {"messages": USER, "stream": True, "max_tokens": 2})
+        assert headers["content-type"].startswith("text/event-stream")
+        assert body.count(b": keep-alive\n\n") >= 2
+        events = [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
+        assert all(event["choices"][0]["delta"] is not None for event in events)
+        empty = [event for event in events if event["choices"][0]["delta"] == {"content": ""}]
+        assert len(empty) == body.count(b": keep-alive\n\n")
+
+
+def test_readyz_needs_a_real_token(scripted):
+    with scripted(*SHORT, limits=Limits(ready_seconds=0.3, grace=0.5)) as running:
+        assert get(running, "/readyz")[0] == 200
+        running.engine.fail_next = True
+        assert get(running, "/readyz")[0] == 503
+        running.engine.delay = 1.0
+        status, body, headers = get(running, "/readyz")
+        assert (status, body["error"]["code"]) == (503, "not_ready") and "retry-after" in headers
+        assert get(running, "/healthz")[0] == 200
+        running.engine.delay = 0.0
+
+
+def test_a_dead_engine_thread_is_noticed(scripted):
+    with scripted(*LONG, delay=0.01) as running:
+
+        def broken(sequence):
+            raise SystemError
+
+        running.engine.cancel = broken
+        running.engine.fail_next = True
+        assert post(running, {"messages": USER})[0] == 503
+        assert wait_until(lambda: not running.service.engine.alive)
+        status, body, _ = post(running, {"messages": USER})
+        assert (status, body["error"]["code"]) == (503, "engine_failed")
+        assert get(running, "/readyz")[0] == 503 and get(running, "/healthz")[0] == 200
+
+
+def test_a_shutdown_lets_answers_end_and_breaks_off_the_rest(scripted):
+    with scripted(*LONG, delay=0.05, limits=Limits(grace=0.4)) as running:
+        create = running.client().chat.completions.create
+        short = create(model="tiny", messages=USER, stream=True, max_tokens=4)
+        long = create(model="tiny", messages=USER, stream=True)
+        next(iter(short)), next(iter(long))
+        running.server.should_exit = True
+        assert list(short)[-1].choices[0].finish_reason == "length"
+        with pytest.raises(openai.APIError) as caught:
+            list(long)
+        assert caught.value.code == "shutting_down"
+        running.thread.join(10)
+        assert not running.thread.is_alive()
+
+
+def test_a_slow_body_is_cut_off(scripted):
+    with scripted(*SHORT, limits=Limits(body_seconds=0.2, grace=0.5)) as running:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        answer = raw(running.port, head + b"Connection: close\r\nContent-Length: 100\r\n\r\n{")
+        assert b" 408 " in answer.split(b"\r\n")[0]
+
+
+def test_prompts_are_never_logged(scripted, caplog):
+    caplog.set_level("DEBUG")
+    with scripted(*SHORT) as running:
+        post(running, {"messages": [{"role": "user", "content": "MY-SECRET"}]})
+        post(running, {"messages": [{"role": "MY-SECRET"}], "temperature": "MY-SECRET"})
+        get(running, "/v1/models/x%0AMY-LINE?key=MY-SECRET")
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith(("ayllu", "uvicorn"))]
+    assert any("/v1/chat/completions" in line for line in ours)
+    assert not any("MY-SECRET" in line or "\n" in line for line in ours)
+
+
+def test_slow_and_silent_connections_do_not_block_others(scripted):
+    with scripted(*SHORT) as running:
+        silent = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(50)]
+        for connection in silent[:25]:
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: loc")
+        results: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: results.append(post(running, {"messages": USER})[0]))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert results == [200] * 4
+        for connection in silent:
+            connection.close()
+
+
+def test_generation_config(tmp_path):
+    assert SamplingDefaults.read(tmp_path).temperature == 1.0
+    path = tmp_path / "generation_config.json"
+    path.write_text('{"temperature": 0.6, "top_p": 0.95, "top_k": null, "eos_token_id": 1, "max_length": 20}')
+    assert SamplingDefaults.read(tmp_path) == SamplingDefaults(temperature=0.6, top_p=0.95)
+    path.write_text('{"do_sample": false, "temperature": 0.6}')
+    assert SamplingDefaults.read(tmp_path).temperature == 0.0
