@@ -1,0 +1,369 @@
+"""A run folder: the stages that fill it, each skipped when done and gone on with when half done.
+
+    runs/NAME/recipe.toml            the complete recipe
+              text/ tokenizer/ ...   one folder a stage, with its stage.json (marker.py)
+              model/                 what `release` makes
+              metrics.jsonl  report.json  report.html  log.txt
+              old/                   results that no longer fit the recipe; never deleted
+
+A run can be killed at any moment: a stage counts as done when its stage.json is there, which is written
+last and as a whole. The same command then goes on. Nothing is made twice, and nothing is trusted that
+has changed since it was made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ayllu import machine
+from ayllu.errors import (
+    AylluError,
+    BadFileError,
+    FolderReadOnlyError,
+    ResourceError,
+    RunStoppedError,
+    UsageError,
+)
+from ayllu.files import locked, make_folder, read_json, sha256_json, typed_os_errors, write_json, write_text
+from ayllu.marker import damaged, made_by, output_files, read_marker, take_rows, used
+from ayllu.progress import Progress, clock
+from ayllu.recipe import TABLES, compose, load_name, nearest, read_recipe, to_toml
+from ayllu.stage import StageContext
+from ayllu.stages import (
+    STAGES,
+    Plan,
+    Stage,
+    basis,
+    extra_value,
+    hash_files,
+    input_files,
+    make_plan,
+    use_threads,
+    what_changed,
+)
+
+REPORT = "ayllu.report:write_report"
+TICK = 2.0  # seconds between two writings of the clock: what a kill can make it forget
+
+
+def make(
+    recipe_path: Path,
+    *,
+    until: str | None = None,
+    out: Path | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+    quiet: bool = False,
+    stages: Sequence[Stage] = STAGES,
+    tables: Mapping[str, str] = TABLES,
+    report: str = REPORT,
+) -> dict[str, Any]:
+    """Bring the run of a recipe to its end (or to the end of stage `until`).
+
+    `out` is the run folder (default runs/NAME); `seed` and `threads` overrule the recipe. Returns
+    `{"run", "model", "report", "finished", "wall_seconds", "stages": {name: seconds}}`. Raises what the
+    stages raise, RunBusyError when another process works there, RunStoppedError after a signal.
+    """
+    names = [stage.name for stage in stages]
+    if until is not None and until not in names:
+        near = nearest(until, names)
+        hint = f"did you mean {near}?" if near else f"the stages are: {', '.join(names)}"
+        raise UsageError(f"there is no stage {until!r}", fix=hint)
+    raw = read_recipe(recipe_path)
+    raw |= {key: value for key, value in (("seed", seed), ("threads", threads)) if value is not None}
+    folder = out or Path("runs") / Path(str(raw["name"])).name
+    # Before anything is written: a recipe that can't be run leaves no trace.
+    plan = make_plan(raw, folder / ".plan.json", stages=stages, tables=tables)
+    _claim(folder)
+    with locked(folder / ".lock"), _signals_stop():
+        run = Run(folder, plan, stages, tables, quiet=quiet, report=report)
+        try:
+            run.advance(until)
+        except KeyboardInterrupt as error:
+            raise RunStoppedError(
+                f"stopped; what is done so far is in {folder}",
+                fix="run the same command again: it goes on where it stopped",
+            ) from error
+        return run.summary()
+
+
+def _claim(folder: Path) -> None:
+    """Make the run folder. An existing one must be a run's or empty: stages replace what is in it."""
+    if folder.exists() and not folder.is_dir():
+        raise FolderReadOnlyError(f"{folder} is a file, not a folder", fix="choose another one with --out")
+    make_folder(folder)
+    if not (folder / ".plan.json").exists() and any(
+        not path.name.startswith(".") for path in folder.iterdir()
+    ):
+        raise UsageError(
+            f"{folder} is not empty and not the folder of a run",
+            fix="choose a new or empty folder with --out",
+        )
+
+
+@contextlib.contextmanager
+def _signals_stop() -> Iterator[None]:
+    """SIGTERM and SIGHUP stop a run as Ctrl-C does: as KeyboardInterrupt, so that stages can save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Clock:
+    """Seconds spent in the stages that are not done yet, kept in a file through kills and restarts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.entries: dict[str, dict[str, Any]] = dict(read_json(path))
+        except (FileNotFoundError, BadFileError, ValueError, TypeError):
+            self.entries = {}
+
+    def drop(self, stage: str) -> None:
+        """Forget a stage that is done or set aside."""
+        if self.entries.pop(stage, None) is not None:
+            write_json(self.path, self.entries)
+
+    @contextlib.contextmanager
+    def running(self, stage: str, fingerprint: str, made_from: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Count while the block runs; the entry it gives has `seconds` and `peak_memory_mb`."""
+        entry = self.entries.setdefault(
+            stage,
+            {
+                "fingerprint": fingerprint,
+                "basis": made_from,
+                "seconds": 0.0,
+                "peak_memory_mb": 0.0,
+                "starts": 0,
+            },
+        )
+        entry["starts"] += 1
+        before, began = entry["seconds"], time.monotonic()
+        peak_before, stop = entry["peak_memory_mb"], threading.Event()
+        machine.reset_peak_memory()
+
+        def note() -> None:
+            entry["seconds"] = round(before + time.monotonic() - began, 3)
+            entry["peak_memory_mb"] = round(max(peak_before, machine.peak_memory_mb()), 1)
+            write_json(self.path, self.entries)
+
+        def tick() -> None:
+            while not stop.wait(TICK):
+                with contextlib.suppress(AylluError, OSError):  # a full disk is the stage's to report
+                    note()
+
+        note()
+        thread = threading.Thread(target=tick, name="run-clock", daemon=True)
+        thread.start()
+        try:
+            yield entry
+        finally:
+            stop.set()
+            thread.join()
+            with contextlib.suppress(AylluError, OSError):
+                note()
+
+
+class Run:
+    """One run folder with its plan. `advance` does the work; nothing else writes there."""
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        stages: Sequence[Stage] = STAGES,
+        tables: Mapping[str, str] = TABLES,
+        *,
+        quiet: bool = False,
+        report: str = REPORT,
+    ) -> None:
+        self.folder, self.plan, self.stages, self.tables = folder, plan, tuple(stages), tables
+        self.quiet, self.report = quiet, report
+        self.by_name = {stage.name: stage for stage in self.stages}
+        self.fingerprints: dict[str, str] = {}
+        self.clock = Clock(folder / ".clock.json")
+        self.composed: Mapping[str, Any] | None = None
+
+    def advance(self, until: str | None = None) -> None:
+        """Do what is left of each stage in turn."""
+        write_json(self.folder / ".plan.json", asdict(self.plan))
+        write_text(self.folder / "recipe.toml", to_toml(self.plan.recipe, "The complete recipe of this run."))
+        for left in self.folder.glob(".*.part"):  # half a write of a run that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        worked = False
+        for stage in self.stages:
+            marker = read_marker(stage, self.folder) or {}
+            files = input_files(stage, self.plan, Path.cwd())
+            inputs = hash_files(files, Path.cwd(), marker.get("inputs", {}))
+            hashes = {name: entry["sha256"] for name, entry in inputs.items()}
+            made_from = basis(stage, self.plan, self.fingerprints, hashes)
+            fingerprint = self.fingerprints[stage.name] = sha256_json(made_from)
+            if self._holds(stage, marker, fingerprint, made_from):
+                self._progress(stage).say(f"done before, in {clock(marker['seconds'])}")
+            else:
+                self._do(stage, fingerprint, made_from, inputs)
+                worked = True
+                self.write_report()
+            if stage.name == until:
+                break
+        if not worked and not (self.folder / "report.json").exists():
+            self.write_report()
+
+    def _holds(self, stage: Stage, marker: Mapping[str, Any], fingerprint: str, made_from: Any) -> bool:
+        """Whether the stage's result is there and good. What doesn't fit any more is moved to old/."""
+        began = self.clock.entries.get(stage.name, {})
+        if not marker:
+            if began.get("fingerprint") != fingerprint and used(stage, self.folder):
+                change = (
+                    what_changed(began["basis"], made_from) if began else "nobody knows what it was made from"
+                )
+                self._set_aside(stage, f"begun with other settings ({change})", later=True)
+            return False
+        if marker["fingerprint"] != fingerprint:
+            self._set_aside(stage, what_changed(marker["basis"], made_from), later=True)
+            return False
+        for name in stage.needs:
+            if marker["needs"][name] != made_by(self._marker(self.by_name[name])):
+                self._set_aside(stage, f"{name} made something else this time", later=False)
+                return False
+        if damage := damaged(marker, stage.folder(self.folder)):
+            self._set_aside(stage, damage, later=False)
+            return False
+        return True
+
+    def _do(
+        self, stage: Stage, fingerprint: str, made_from: dict[str, Any], inputs: Mapping[str, Any]
+    ) -> None:
+        """Run the stage's function and write its marker."""
+        progress, threads = self._progress(stage), self.plan.recipe["threads"]
+        before = self.clock.entries.get(stage.name, {}).get("seconds", 0.0)
+        progress.say(f"goes on after {clock(before)}" if before else "begins")
+        make_folder(stage.folder(self.folder))
+        make_folder(stage.marker(self.folder).parent)
+        with (
+            self.clock.running(stage.name, fingerprint, made_from) as entry,
+            typed_os_errors(stage.folder(self.folder)),
+            typed_memory_errors(stage.name),
+        ):
+            use_threads(threads)
+            function = load_name(stage.function)
+            if self.composed is None:
+                self.composed = compose(self.plan.recipe, self.tables).tables
+            use_threads(threads)  # again, because torch may have been imported by now
+            seed = self.plan.recipe["seed"]
+            extras = {extra.keyword: extra_value(extra, self.composed, seed) for extra in stage.extras}
+            context = StageContext(
+                folder=stage.folder(self.folder),
+                inputs={name: self.by_name[name].folder(self.folder) for name in stage.needs},
+                seed=seed,
+                threads=threads,
+                device=self.plan.recipe["device"],
+                progress=progress,
+                metrics=self.folder / "metrics.jsonl",
+                root=Path.cwd(),
+            )
+            result = function(context, self.composed[stage.table], **extras)
+            outputs = hash_files(output_files(stage, self.folder), stage.folder(self.folder), {})
+        marker = {
+            "stage": stage.name,
+            "fingerprint": fingerprint,
+            "seconds": entry["seconds"],
+            "peak_memory_mb": entry["peak_memory_mb"],
+            "starts": entry["starts"],
+            "result": result,
+            "outputs": outputs,
+            "inputs": inputs,
+            "needs": {name: made_by(self._marker(self.by_name[name])) for name in stage.needs},
+            "basis": made_from,
+        }
+        write_json(stage.marker(self.folder), marker)
+        self.clock.drop(stage.name)
+        progress.finish(f"done in {clock(entry['seconds'])}, memory at most {entry['peak_memory_mb']:.0f} MB")
+
+    def _set_aside(self, stage: Stage, why: str, *, later: bool) -> None:
+        """Move the stage's results (and with `later` those that were made from them) to old/."""
+        moved = [stage]
+        for other in self.stages if later else ():
+            if any(name in {m.name for m in moved} for name in other.needs):
+                moved.append(other)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for one in moved:
+            if not used(one, self.folder):
+                self.clock.drop(one.name)
+                continue
+            names = (
+                f"{one.name}-{stamp}{suffix}"
+                for suffix in itertools.chain([""], map("-{}".format, range(2, 999)))
+            )
+            target = next(p for name in names if not (p := self.folder / "old" / name).exists())
+            with typed_os_errors(self.folder):
+                make_folder(target.parent)
+                home = self.folder / one.name
+                if home.exists():
+                    home.rename(target)
+                make_folder(target)
+                if one.output and (output := one.folder(self.folder)).exists():
+                    output.rename(target / one.output)
+            take_rows(self.folder / "metrics.jsonl", one.name, target / "metrics.jsonl")
+            self.clock.drop(one.name)
+            self._progress(one).say(f"made again: {why}; what was there is in {target}")
+
+    def write_report(self) -> None:
+        """report.json and report.html from the stages that are done."""
+        markers = {s.name: marker for s in self.stages if (marker := read_marker(s, self.folder))}
+        load_name(self.report)(self.folder, self.plan.recipe, markers)
+
+    def summary(self) -> dict[str, Any]:
+        """What `make` returns."""
+        markers = {s.name: marker for s in self.stages if (marker := read_marker(s, self.folder))}
+        seconds = {name: marker["seconds"] for name, marker in markers.items()}
+        last = self.stages[-1]
+        return {
+            "run": str(self.folder),
+            "model": str(last.folder(self.folder)) if last.name in markers else None,
+            "report": str(self.folder / "report.html"),
+            "finished": len(markers) == len(self.stages),
+            "wall_seconds": round(sum(seconds.values()), 3),
+            "stages": seconds,
+        }
+
+    def _marker(self, stage: Stage) -> dict[str, Any]:
+        return read_marker(stage, self.folder) or {}
+
+    def _progress(self, stage: Stage) -> Progress:
+        return Progress(stage.name, quiet=self.quiet, log=self.folder / "log.txt")
+
+
+@contextlib.contextmanager
+def typed_memory_errors(stage: str) -> Iterator[None]:
+    """Out of memory, in Python's, torch's and CUDA's words, as a ResourceError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = str(error).lower()
+        signs = ("not enough memory", "out of memory", "can't allocate memory")
+        if isinstance(error, MemoryError) or any(sign in words for sign in signs):
+            raise ResourceError(
+                f"not enough memory for the stage {stage}",
+                why=str(error).splitlines()[0][:200] if str(error) else "",
+                fix="free some, or make the model or its batches smaller in the recipe",
+            ) from error
+        raise

@@ -1,0 +1,268 @@
+"""The stages of a run as a table, and the fingerprint that says whether a stage's result still holds.
+
+A stage is a function of its settings, its inputs and its code. The fingerprint is the hash of all of
+that (the idea of build systems: Mokhov, Mitchell and Peyton Jones 2018, "Build systems à la carte",
+constructive traces): equal fingerprint, equal result, nothing to do. What was hashed is kept beside
+the hash as its basis, so that a person can be told what has changed.
+
+A `Plan` is everything about a run that is known before its input files are looked at: the complete
+recipe, the chosen device and thread count, code versions. Making one imports the stages' modules, and
+with them torch; therefore the plan is kept in the run folder and read back as long as the recipe, the
+overrides and Ayllu's own code are the same to the byte.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ayllu import machine
+from ayllu.files import read_json, sha256_file, sha256_json
+from ayllu.recipe import TABLES, compose, compose_run, load_name
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A further keyword argument of a stage function, beside its context and its settings.
+
+    Without `source` it is the settings object of `table`. With one it is what `source` (module:function)
+    returns for `(settings of table, seed)`, or for `(seed,)` when there is no table. `by_content`: it is
+    quickly made and its own hash counts, rather than the settings that it was made from.
+    """
+
+    keyword: str
+    table: str = ""
+    source: str = ""
+    by_content: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row: what makes it, from what, into which folder of the run."""
+
+    name: str
+    function: str  # module:function, imported when the stage is run
+    table: str  # its settings in the recipe
+    needs: tuple[str, ...] = ()
+    output: str = ""  # folder of its results where that isn't its name
+    files: tuple[str, ...] = ()  # settings that name input files and folders
+    reads: tuple[str, ...] = ("seed", "threads", "device")
+    extras: tuple[Extra, ...] = ()
+
+    def folder(self, run: Path) -> Path:
+        """Where the results go."""
+        return run / (self.output or self.name)
+
+    def marker(self, run: Path) -> Path:
+        """The file that says that the stage is done, and how it went."""
+        return run / self.name / "stage.json"
+
+
+PRACTICE = "ayllu.reason.practice"
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "text",
+        "ayllu.text.stage:make_text",
+        "text",
+        files=("corpus", "evaluation"),
+        reads=("seed",),
+        extras=(Extra("evaluation_texts", "eval", f"{PRACTICE}:evaluation_prompts", by_content=True),),
+    ),
+    Stage(
+        "tokenizer",
+        "ayllu.text.stage:make_tokenizer",
+        "tokenizer",
+        needs=("text",),
+        reads=("seed",),
+        extras=(Extra("practice_texts", source=f"{PRACTICE}:practice_texts"),),
+    ),
+    Stage(
+        "pretrain",
+        "ayllu.train.pretrain:pretrain",
+        "pretrain",
+        needs=("text", "tokenizer"),
+        extras=(Extra("model", "model"),),
+    ),
+    Stage("sft", "ayllu.train.sft:sft", "sft", needs=("text", "tokenizer", "pretrain")),
+    Stage("rl", "ayllu.train.rl:rl", "rl", needs=("text", "tokenizer", "sft")),
+    Stage("eval", "ayllu.evals.stage:evaluate", "eval", needs=("text", "tokenizer", "sft", "rl")),
+    Stage(
+        "release",
+        "ayllu.release:release",
+        "release",
+        needs=("text", "tokenizer", "pretrain", "sft", "rl", "eval"),
+        output="model",
+        reads=(),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it has begun; plain values only."""
+
+    recipe: dict[str, Any]  # complete, with the chosen threads and device
+    code: dict[str, dict[str, Any]]  # stage -> {function or source: CODE_VERSION of its module, or a hash}
+    key: str = ""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Seed, threads and device."""
+        return {name: self.recipe[name] for name in ("seed", "threads", "device")}
+
+
+def make_plan(
+    raw: Mapping[str, Any],
+    kept_at: Path | None = None,
+    *,
+    stages: Sequence[Stage] = STAGES,
+    tables: Mapping[str, str] = TABLES,
+) -> Plan:
+    """Check the recipe `raw` and complete it. The plan kept in a file is used if its key is still the same.
+
+    Writes nothing. Raises what `compose` raises, and ResourceError when a GPU is asked for and absent.
+    """
+    run = compose_run(raw, tables)  # the quick checks first
+    key = sha256_json(
+        {
+            "raw": _keyable(raw),
+            "code": code_hash(),
+            "stages": [asdict(stage) for stage in stages],
+            "tables": dict(tables),
+            "cores": machine.physical_cores(),
+            "gpu": machine.cuda_may_be_here(),
+        }
+    )
+    if kept_at is not None and kept_at.exists():
+        try:
+            kept = Plan(**read_json(kept_at))
+        except Exception:  # an old or damaged plan is no loss: make it again
+            kept = Plan({}, {})
+        if kept.key == key:
+            return kept
+    threads = run.threads or machine.physical_cores()
+    use_threads(threads)  # before torch is imported
+    recipe = compose(raw, tables)
+    complete = recipe.as_dict() | {"threads": threads, "device": machine.choose_device(run.device)}
+    code = {stage.name: _code_of(stage, recipe.tables, run.seed) for stage in stages}
+    return Plan(complete, code, key)
+
+
+def use_threads(count: int) -> None:
+    """Set the arithmetic's thread count for this process, whether or not torch is imported already."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = str(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+
+
+def extra_value(extra: Extra, tables: Mapping[str, Any], seed: int) -> Any:
+    """What the stage function gets for this keyword."""
+    if not extra.source:
+        return tables[extra.table]
+    return load_name(extra.source)(*([tables[extra.table]] if extra.table else []), seed)
+
+
+def code_hash() -> str:
+    """Hash of Ayllu's own source files."""
+    package = Path(__file__).parent
+    return sha256_json({str(p.relative_to(package)): sha256_file(p) for p in sorted(package.rglob("*.py"))})
+
+
+def _code_of(stage: Stage, tables: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """CODE_VERSION of each module that makes the stage's result; content hashes where asked for.
+
+    A module without CODE_VERSION counts as version 1: comments and refactors don't cost a run, a
+    change of what is computed has to be told by raising the number.
+    """
+    found: dict[str, Any] = {}
+    for path in (stage.function, *(extra.source for extra in stage.extras if extra.source)):
+        module = importlib.import_module(path.partition(":")[0])
+        found[path] = getattr(module, "CODE_VERSION", 1)
+    for extra in stage.extras:
+        if extra.by_content:
+            found[extra.keyword] = sha256_json(list(extra_value(extra, tables, seed)))
+    return found
+
+
+def _keyable(raw: Any) -> Any:
+    """`raw` with what JSON lacks (TOML's dates) as text; such values are refused later."""
+    if isinstance(raw, Mapping):
+        return {str(key): _keyable(value) for key, value in raw.items()}
+    if isinstance(raw, list | tuple):
+        return [_keyable(value) for value in raw]
+    return raw if isinstance(raw, str | int | float | bool) else repr(raw)
+
+
+# ---- fingerprints
+def basis(
+    stage: Stage, plan: Plan, fingerprints: Mapping[str, str], inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """All that the stage's result depends on. `inputs`: hashes of input files by path."""
+    tables = {stage.table: plan.recipe.get(stage.table, {})}
+    for extra in stage.extras:
+        if extra.table and not extra.by_content:
+            tables[extra.table] = plan.recipe.get(extra.table, {})
+    return {
+        "settings": tables,
+        "given": {name: plan.given[name] for name in stage.reads},
+        "code": plan.code.get(stage.name, {}),
+        "files": dict(inputs),
+        "needs": {name: fingerprints[name] for name in stage.needs},
+    }
+
+
+def input_files(stage: Stage, plan: Plan, root: Path) -> list[Path]:
+    """The files below the paths that the stage's settings name; absent ones are the stage's to report."""
+    found: list[Path] = []
+    for setting in stage.files:
+        value = plan.recipe.get(stage.table, {}).get(setting, [])
+        for name in [value] if isinstance(value, str) else value:
+            path = root / name
+            inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+            found += [p for p in inside if p.is_file()]
+    return found
+
+
+def hash_files(files: Sequence[Path], base: Path, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`{path below base: {bytes, mtime_ns, sha256}}`; a file with the size and time of `known` isn't read."""
+    made = {}
+    for path in files:
+        name, status = os.path.relpath(path, base), path.stat()
+        entry = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+        old = known.get(name, {})
+        same = all(old.get(key) == value for key, value in entry.items())
+        made[name] = entry | {"sha256": old["sha256"] if same and "sha256" in old else sha256_file(path)}
+    return made
+
+
+def what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The difference between two bases in words, at most three points."""
+    before, after = _flat(old), _flat(new)
+    points = []
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) == after.get(key):
+            continue
+        part, _, name = key.partition(".")
+        if part in ("settings", "given"):
+            points.append(f"{name} {before.get(key, 'unset')} -> {after.get(key, 'unset')}")
+        elif part == "files":
+            points.append(f"the input {name}")
+        elif part == "code":
+            points.append(f"the code of {name.partition(':')[0]}")
+        else:
+            points.append(f"what {name} makes")
+    more = f" and {len(points) - 3} more" if len(points) > 3 else ""
+    return ", ".join(points[:3]) + more
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    pairs = (_flat(v, f"{prefix}.{key}" if prefix else str(key)) for key, v in value.items())
+    return {key: v for flat in pairs for key, v in flat.items()}
