@@ -232,10 +232,9 @@ class Run:
         began = self.clock.entries.get(stage.name, {})
         if not marker:
             if began.get("fingerprint") != fingerprint and used(stage, self.folder):
-                change = (
-                    what_changed(began["basis"], made_from) if began else "nobody knows what it was made from"
-                )
-                self._set_aside(stage, f"begun with other settings ({change})", later=True)
+                change = what_changed(began["basis"], made_from) if began else ""
+                why = f"begun otherwise ({change})" if began else "nothing says what it was made from"
+                self._set_aside(stage, why, later=bool(began))
             return False
         if marker["fingerprint"] != fingerprint:
             self._set_aside(stage, what_changed(marker["basis"], made_from), later=True)

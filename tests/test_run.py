@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +107,66 @@ def test_the_second_time_takes_no_time_and_no_torch(place: Path) -> None:
 
 
 def test_killed_at_random_points_it_ends_in_the_same(place: Path) -> None:
-    recipe(place, "[count]\nsteps = 60\npause = 0.01\n")
-    unbroken = place / "unbroken"
+    recipe(place, "[count]\nsteps = 60\npause = 0.03\n")
     assert start(place, "unbroken").wait(60) == 0
-    calls(place)
-    chance, kills = random.Random(5), 0
-    for attempt in range(60):
+    chance = random.Random(5)
+    for _ in range(5):
+        calls(place)
         process = start(place, "broken")
-        if attempt < 8:
-            time.sleep(chance.uniform(0.05, 0.9))
-            process.send_signal(signal.SIGKILL)
-        process.wait(60)
-        kills += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, process.stderr and process.stderr.read()
-    assert kills >= 3
-    assert final(place / "broken") == final(unbroken)
-    assert calls(place).count("count") >= 2  # it was really broken off in the middle
+        while not (place / "calls.txt").exists():
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, 0.25))
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+    calls(place)
+    assert start(place, "broken").wait(60) == 0
+    assert calls(place) == ["count", "mix", "pack"]
+    assert final(place / "broken") == final(place / "unbroken")
+    assert json.loads((place / "broken" / "count" / "stage.json").read_text())["starts"] == 6
     assert not (place / "broken" / "old").exists()
+
+
+def killed_at(point: int, work: Callable[[], Any]) -> bool:
+    """Run `work` in a child that kills itself just before its n-th change of the file system."""
+    child = os.fork()
+    if child == 0:
+        left = [point]
+
+        def hook(event: str, _: Any) -> None:
+            if event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod"):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def test_killed_at_every_point_it_ends_in_the_same(place: Path) -> None:
+    """SQLite's habit: fail at each change of the file system once, also while old results are moved."""
+    before, after = recipe(place, "[count]\nsteps = 3\n").read_text(), "[count]\nsteps = 2\n"
+    file = place / "fake.toml"
+    fake_run.run(file, place / "first")
+    recipe(place, after)
+    fake_run.run(file, place / "second")
+    for point in itertools.count(1):
+        out, killed = place / f"out{point}", 0
+        for text, whole in ((before, "first"), ("threads = 1\ndevice = 'cpu'\n" + after, "second")):
+            file.write_text(text)
+            killed += killed_at(point, lambda out=out: fake_run.run(file, out))
+            fake_run.run(file, out)
+            assert final(out) == final(place / whole), f"killed at change {point} of the run for {whole}"
+        shutil.rmtree(out)
+        if not killed:
+            break
+    assert point > 30
 
 
 def test_time_is_added_up_over_interruptions(place: Path) -> None:
