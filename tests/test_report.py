@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html.parser
 import json
 import math
@@ -19,7 +20,7 @@ from ayllu.errors import FolderReadOnlyError
 from ayllu.report import charts, write_report
 from ayllu.report.escape import safe
 from ayllu.report.page import CSP
-from ayllu.report.summary import STAGES, evals_of, read_metrics, read_stages, summarise
+from ayllu.report.summary import STAGES, evals_of, read_metrics, read_stages, samples_of, summarise
 
 MACHINE = {"chip": "A small processor", "physical_cores": 2, "memory_gib": 8.0, "features": ["avx2", "fma"]}
 RECIPE = {
@@ -30,18 +31,43 @@ RECIPE = {
 }
 
 
+SAMPLES = [
+    {
+        "prompt": "What is 417238 + 385112?",
+        "wanted": "802350",
+        "strict": True,
+        "why": "",
+        "spans": [
+            ["system", "tools: calculator"],
+            ["user", "What is 417238 + 385112?"],
+            ["think", "These are large numbers: the calculator is surer."],
+            ["call", 'calculator {"expression":"417238+385112"}'],
+            ["result", "802350"],
+            ["say", "802350"],
+        ],
+    },
+    {
+        "prompt": "Use 3, 7 and 25 to make 46.",
+        "wanted": "",
+        "strict": False,
+        "why": "7 is used twice",
+        "spans": [
+            ["user", "Use 3, 7 and 25 to make 46."],
+            ["think", "25+7=32 32+3=35 no\n25-3=22 22*7=154 no\n7*3=21 21+25=46 yes"],
+            ["say", "7 * 3 + 7"],
+        ],
+    },
+]
+
+
 def evals(correct_before: int, correct_after: int) -> dict[str, dict[str, Any]]:
-    """One family's rows, with intervals as an evaluation writes them."""
-    rows = {}
+    """One family's rows, with intervals and samples as an evaluation writes them."""
+    rows: dict[str, dict[str, Any]] = {}
     for when, correct in (("sft", correct_before), ("rl", correct_after)):
-        share, n = correct / 1000, 1000
-        rows[when] = {
-            "n": n,
-            "correct": correct,
-            "low": max(share - 0.03, 0.0),
-            "high": min(share + 0.03, 1.0),
-        }
-    return rows
+        low, high = max(correct / 1000 - 0.03, 0.0), min(correct / 1000 + 0.03, 1.0)
+        rows[when] = {"n": 1000, "correct": correct, "low": low, "high": high, "calls": 0, "valid_calls": 0}
+        rows[when]["samples"] = copy.deepcopy(SAMPLES)
+    return rows | {"gain": {"gained": correct_after - correct_before + 9, "lost": 9, "p": 0.0012}}
 
 
 def finished_stages() -> dict[str, dict[str, Any]]:
@@ -51,14 +77,21 @@ def finished_stages() -> dict[str, dict[str, Any]]:
             "kept": 481,
             "dropped": {"near_duplicate": 12, "exact_duplicate": 31, "digits": 4, "leak": 3},
             "mixture": [
-                ("en", "classic-books-en", 65, 1376819, 0.267, "public domain", 0),
-                ("en", "python-peps", 22, 322103, 0.063, "CC0-1.0", 5),
-                ("de", "german-laws", 45, 415290, 0.081, "public domain", 31),
-                ("de", "german-novels", 63, 592714, 0.115, "public domain", 2),
-                ("te", "telugu-wikisource", 199, 1345304, 0.261, "PDM-1.0", 12),
+                ("en", "classic-books-en", 65, 1376819, 0.267, ["public domain"], 0),
+                ("en", "python-peps", 22, 322103, 0.063, ["CC0-1.0"], 5),
+                ("de", "german-laws", 45, 415290, 0.081, ["public domain"], 31),
+                ("de", "german-novels", 63, 592714, 0.115, ["public domain"], 2),
+                ("te", "telugu-wikisource", 199, 1345304, 0.261, ["PDM-1.0"], 12),
             ],
         },
-        "tokenizer": {"vocab_size": 4096, "bytes_per_token": {"en": 3.71, "de": 3.42, "te": 6.88}},
+        "tokenizer": {
+            "vocab_size": 4096,
+            "fairness": {
+                "en": {"bytes_per_token": 3.71, "characters_per_token": 3.69, "tokens_per_word": 1.52},
+                "de": {"bytes_per_token": 3.42, "characters_per_token": 3.37, "tokens_per_word": 1.93},
+                "te": {"bytes_per_token": 6.88, "characters_per_token": 2.58, "tokens_per_word": 3.05},
+            },
+        },
         "pretrain": {
             "parameters": 1_312_896,
             "tokens": 2_457_600,
@@ -72,43 +105,13 @@ def finished_stages() -> dict[str, dict[str, Any]]:
         "sft": {"loss": 0.08},
         "rl": {"weights_sha256": "ab" * 32},
         "eval": {
-            "evals": {
-                "arithmetic": evals(981, 986),
-                "calculator": evals(993, 996),
-                "countdown3": evals(412, 634),
-            },
-            "samples": [
-                {
-                    "family": "calculator",
-                    "when": "rl",
-                    "correct": True,
-                    "spans": [
-                        {"kind": "system", "text": "tools: calculator"},
-                        {"kind": "user", "text": "What is 417238 + 385112?"},
-                        {"kind": "think", "text": "These are large numbers: the calculator is surer."},
-                        {"kind": "call", "text": 'calculator {"expression":"417238+385112"}'},
-                        {"kind": "result", "text": "802350"},
-                        {"kind": "say", "text": "802350"},
-                    ],
-                },
-                {
-                    "family": "countdown3",
-                    "when": "rl",
-                    "correct": False,
-                    "spans": [
-                        {"kind": "user", "text": "Use 3, 7 and 25 to make 46."},
-                        {
-                            "kind": "think",
-                            "text": "25+7=32 32+3=35 no\n25-3=22 22*7=154 no\n7*3=21 21+25=46 yes",
-                        },
-                        {"kind": "say", "text": "7 * 3 + 25"},
-                    ],
-                },
-            ],
+            "arithmetic": evals(981, 986),
+            "calculator": evals(993, 996),
+            "countdown3": evals(412, 634),
         },
         "release": {"weights_sha256": "cd" * 32, "data_manifest_sha256": "ef" * 32},
     }
-    keys = ("language", "source", "documents", "bytes", "share", "licence", "dropped")
+    keys = ("language", "source", "documents", "bytes", "share", "licences", "dropped")
     results["text"]["mixture"] = [dict(zip(keys, row, strict=True)) for row in results["text"]["mixture"]]
     seconds = {
         "text": 9.1,
@@ -242,7 +245,8 @@ def test_page_shows_what_the_stages_said(run: Path) -> None:
     page = Reader((run / "report.html").read_text(encoding="utf-8"))
     for expected in (
         "63.4%", "41.2%", "1.893", "2.214", "xz -9e", "13,412", "46%", "classic-books-en", "PDM-1.0",
-        "near_duplicate", "Telugu", "6.88", "10:31", "7 * 3 + 25", "cd" * 32, 'corpus = "data/default"',
+        "near_duplicate", "Telugu", "6.88", "10:31", "7 * 3 + 7", "wrong: 7 is used twice", "cd" * 32,
+        'corpus = "data/default"',
     ):  # fmt: skip
         assert expected in page.text, expected
     assert sum(tag == "svg" for tag, _ in page.tags) == 11  # accuracy, loss, bits, SFT, six of RL, time
@@ -265,17 +269,17 @@ def test_hostile_text_anywhere_stays_text(run: Path, text: str) -> None:
     write_report(run, RECIPE, finished_stages())
     before = [tag for tag, _ in Reader((run / "report.html").read_text(encoding="utf-8")).tags]
     stages = finished_stages()
-    for span in stages["eval"]["result"]["samples"][0]["spans"]:
-        span["text"] = text
-    stages["eval"]["result"]["samples"][0]["family"] = text
-    stages["text"]["result"]["mixture"][0].update(source=text, licence=text, language=text)
+    for sample in stages["eval"]["result"]["calculator"]["rl"]["samples"]:
+        sample.update(why=text, spans=[[kind, text] for kind, _ in sample["spans"]])
+    stages["text"]["result"]["mixture"][0].update(source=text, licences=[text], language=text)
     stages["text"]["result"]["dropped"] = {text: 3, "exact_duplicate": 31, "digits": 4, "leak": 3}
-    stages["tokenizer"]["result"]["bytes_per_token"] = {text: 1.0, "de": 3.4, "te": 6.8}
-    stages["eval"]["result"]["evals"][text] = stages["eval"]["result"]["evals"].pop("arithmetic")
+    fairness = stages["tokenizer"]["result"]["fairness"]
+    fairness[text] = fairness.pop("en")
+    stages["eval"]["result"][text] = stages["eval"]["result"].pop("arithmetic")
     recipe = {**RECIPE, "text": {"corpus": text, "near": 0.8}}
     write_report(run, recipe, stages)
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert [tag for tag, _ in Reader(page).tags] == before
+    assert sorted(tag for tag, _ in Reader(page).tags) == sorted(before)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", page)
 
 
@@ -315,10 +319,17 @@ def test_numbers_that_are_not_finite_are_null_not_invalid_json() -> None:
     json.dumps(report, allow_nan=False)
 
 
-def test_evals_may_be_nested_or_flat() -> None:
-    table = {"arithmetic": evals(1, 2)}
-    assert evals_of({"evals": table, "samples": []}) == evals_of(table) == table
-    assert evals_of({}) == {} and evals_of({"seconds": 3}) == {}
+def test_evals_are_found_and_samples_are_one_right_and_one_wrong() -> None:
+    result = {"arithmetic": evals(1, 2), "other": 3}
+    table = evals_of(result)
+    assert set(table) == {"arithmetic"} and set(table["arithmetic"]) == {"sft", "rl", "gain"}
+    assert "samples" not in table["arithmetic"]["rl"]
+    samples = samples_of(result)
+    assert [(s["family"], s["when"], s["strict"]) for s in samples] == [
+        ("arithmetic", "rl", True),
+        ("arithmetic", "rl", False),
+    ]
+    assert evals_of({}) == {} and samples_of({}) == []
 
 
 def test_stages_are_read_from_the_run_folder(tmp_path: Path) -> None:
@@ -339,7 +350,7 @@ def test_a_report_that_cannot_be_written_says_so(run: Path, monkeypatch: pytest.
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
-    with pytest.raises(FolderReadOnlyError, match="report.json"):
+    with pytest.raises(FolderReadOnlyError, match=r"report\.json"):
         write_report(run, RECIPE, finished_stages())
 
 

@@ -25,7 +25,4 @@ def write_report(folder: Path, recipe: dict[str, Any], stages: dict[str, dict[st
     """
     report = summarise(recipe, stages)
     write_json(folder / "report.json", report)
-    samples = (stages.get("eval", {}).get("result") or {}).get("samples") or []
-    write_text(
-        folder / "report.html", page(folder.name, report, read_metrics(folder / "metrics.jsonl"), samples)
-    )
+    write_text(folder / "report.html", page(folder.name, report, read_metrics(folder / "metrics.jsonl")))

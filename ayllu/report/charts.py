@@ -70,11 +70,10 @@ def thin(points: Sequence[Point], most: int = 300) -> tuple[Point, ...]:
 
 
 def running_mean(points: Sequence[Point], window: int) -> tuple[Point, ...]:
-    """Centred mean over `window` points; the window shrinks at both ends, so nothing is invented."""
+    """Mean over the `window` nearest points; at both ends only those that exist, so nothing is invented."""
     half, out = max(window // 2, 1), []
     for i, (x, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)
-        near = points[i - reach : i + reach + 1]
+        near = points[max(i - half, 0) : i + half + 1]
         out.append((x, sum(y for _, y in near) / len(near)))
     return tuple(out)
 
@@ -125,7 +124,7 @@ def line_chart(
     ys = [y for line in lines for _, y in line] + [level.y for level in levels]
     low, high = _room(min(ys), max(ys), y_from, y_to)
     x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, max(xs) + 0.5)
-    left, right, top, bottom = 46, _label_room(shown, levels, percent), 14, 34
+    left, right, top, bottom = 46, _label_room(shown, levels, percent), 26 if y_label else 14, 34
     inner_w, inner_h = width - left - right, height - top - bottom
 
     def at(point: Point) -> Point:
@@ -149,7 +148,7 @@ def line_chart(
     out.append(f'<line class="axis" x1="{left}" x2="{left + inner_w}" y1="{base}" y2="{base}"/>')
     out.append(_text(left + inner_w / 2, height - 3, x_label, "label mid"))
     if y_label:
-        out.append(_text(left + 6, top + 3, y_label, "label"))
+        out.append(_text(left - 30, 11, y_label, "label"))
 
     ends: list[tuple[float, str, str]] = []
     for level in levels:
@@ -176,7 +175,7 @@ def interval_chart(title: str, groups: Sequence[tuple[str, Sequence[Interval]]],
     """Shares as bars with their intervals, grouped (a task, before and after); empty without groups."""
     if not any(rows for _, rows in groups):
         return ""
-    left, right, row, gap, top = 150, 150, 21, 15, 8
+    left, right, row, gap, top = 172, 166, 21, 15, 8
     inner = width - left - right
     height = top + sum(len(rows) * row + gap for _, rows in groups) + 22
     base = height - 26
@@ -202,7 +201,7 @@ def interval_chart(title: str, groups: Sequence[tuple[str, Sequence[Interval]]],
             for x in (x1, x2):
                 out.append(f'<line class="whisker" x1="{x}" x2="{x}" y1="{middle - 4}" y2="{middle + 4}"/>')
             out.append(_text(left + inner + 12, middle + 4, f"{item.share:.1%}", "value"))
-            out.append(_text(left + inner + 62, middle + 4, item.note, "tick"))
+            out.append(_text(left + inner + 66, middle + 4, item.note, "tick"))
             y += row
         y += gap
     out.append("</svg>")

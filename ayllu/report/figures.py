@@ -16,6 +16,7 @@ from ayllu.report.charts import (
     short,
 )
 from ayllu.report.escape import safe
+from ayllu.report.summary import WHEN
 
 Row = dict[str, Any]
 
@@ -34,12 +35,17 @@ def series(
     return Series(label, finite((row.get(x), row.get(y)) for row in rows), colour, noisy)
 
 
+def rows_of(family: dict[str, Row]) -> list[tuple[str, Row]]:
+    """A family's evaluations in order: after SFT, after RL."""
+    return [(when, family[when]) for when in WHEN if when in family]
+
+
 def accuracy(evals: dict[str, dict[str, Row]]) -> str:
     """Bars with Wilson intervals, for each task before and after RL."""
     groups = []
     for family, both in evals.items():
         bars = []
-        for when, row in both.items():
+        for when, row in rows_of(both):
             n = max(int(row["n"]), 1)
             share = row["correct"] / n
             low, high = row.get("low", share), row.get("high", share)
@@ -49,8 +55,8 @@ def accuracy(evals: dict[str, dict[str, Row]]) -> str:
     return figure(
         interval_chart("Accuracy on held-out problems", groups),
         "Accuracy on held-out problems",
-        "Bars are the share of right answers, whiskers the 95 % Wilson interval. No problem was ever generated "
-        "for training: a hash of each problem decides which split owns it.",
+        "Bars are the share of right answers, whiskers the 95% Wilson interval. No problem was ever "
+        "generated for training: a hash of each problem decides which split owns it.",
     )
 
 
@@ -83,8 +89,8 @@ def pretrain(report: Row, rows: Sequence[Row]) -> str:
         figure(
             bits,
             "Bits per byte on held-out documents",
-            "How many bits the model needs for a byte of text that it has not seen. The dashed line is what the "
-            "compressor xz -9e makes of the same documents; below it, the model knows more than repetition.",
+            "How many bits the model needs for a byte of text that it has not seen. The dashed line is what "
+            "the compressor xz -9e makes of the same documents.",
         )
     )
     return "".join(out)
@@ -129,11 +135,12 @@ def rl(report: Row, rows: Sequence[Row]) -> str:
             panels.append(f"<div><p>{safe(title)}</p>{chart}</div>")
     if not panels:
         return out + missing(report, "rl", "The reward curves")
-    return (
-        f'{out}<figure><div class="pair">{"".join(panels)}</div><figcaption><b>Learning from verified answers.</b> '
-        "Each step faintly, the running mean on top. A group is informative when its answers earned different "
-        "rewards; only such groups teach anything.</figcaption></figure>"
+    caption = (
+        "Each step faintly, the running mean on top. A group is informative when its answers earned "
+        "different rewards; only such groups teach anything."
     )
+    pair = f'<div class="pair">{"".join(panels)}</div>'
+    return out + figure(pair, "Learning from verified answers", caption)
 
 
 def time_strip(stages: dict[str, Row]) -> str:
@@ -144,6 +151,14 @@ def time_strip(stages: dict[str, Row]) -> str:
     )
 
 
+def flops(rate: float) -> str:
+    """`106000000000` -> `106 GFLOP/s`."""
+    number, unit = short(rate), ""
+    if number[-1] in "kMGT":
+        number, unit = number[:-1], number[-1]
+    return f"{number} {unit}FLOP/s"
+
+
 def _throughput(result: Row) -> str:
     speed, rate, peak = (
         result.get(k) for k in ("tokens_per_second", "flops_per_second", "matmul_flops_per_second")
@@ -152,10 +167,10 @@ def _throughput(result: Row) -> str:
         return ""
     words = [f"{speed:,.0f} tokens per second"]
     if isinstance(rate, (int, float)):
-        words.append(f"{short(rate)}FLOP/s")
+        words.append(f"{flops(rate)}")
     if isinstance(peak, (int, float)) and isinstance(result.get("fraction"), (int, float)):
         words.append(
-            f"{result['fraction']:.0%} of the {short(peak)}FLOP/s that this machine reaches in plain matrix "
+            f"{result['fraction']:.0%} of the {flops(peak)} that this machine reaches in plain matrix "
             "products of the model’s own sizes"
         )
     return f"<p>{safe('; '.join(words))}.</p>"

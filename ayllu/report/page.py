@@ -16,15 +16,15 @@ from ayllu.progress import clock
 from ayllu.report import figures
 from ayllu.report.charts import short
 from ayllu.report.escape import safe
-from ayllu.report.figures import missing
-from ayllu.report.summary import STAGES, bytes_per_token
+from ayllu.report.figures import missing, rows_of
+from ayllu.report.summary import STAGES
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 LANGUAGES = {"en": "English", "de": "German", "te": "Telugu"}
 Rows = dict[str, list[dict[str, Any]]]
 
 
-def page(name: str, report: dict[str, Any], metrics: Rows, samples: Sequence[dict[str, Any]]) -> str:
+def page(name: str, report: dict[str, Any], metrics: Rows) -> str:
     """The whole report of run `name` as one HTML document."""
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     body = "\n".join(
@@ -35,7 +35,7 @@ def page(name: str, report: dict[str, Any], metrics: Rows, samples: Sequence[dic
             figures.pretrain(report, metrics.get("pretrain", [])),
             figures.sft(report, metrics.get("sft", [])),
             figures.rl(report, metrics.get("rl", [])),
-            _samples(report, samples),
+            _samples(report),
             _data(report),
             _resources(report),
             _machine(report),
@@ -68,7 +68,8 @@ def table(
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     end = f"<tfoot><tr>{cells(foot, 'td')}</tr></tfoot>" if foot else ""
-    return f'<div class="wide"><table><thead><tr>{cells(heads, "th")}</tr></thead><tbody>{body}</tbody>{end}</table></div>'
+    head = f"<thead><tr>{cells(heads, 'th')}</tr></thead>" if heads else ""
+    return f'<div class="wide"><table>{head}<tbody>{body}</tbody>{end}</table></div>'
 
 
 def size(count: object) -> str:
@@ -88,18 +89,18 @@ def maybe(value: object, form: Callable[[float], str]) -> str:
 
 def _header(name: str, report: dict[str, Any]) -> str:
     pre, text = report.get("pretrain", {}), report.get("text", {})
-    words = ["A language model"]
-    if isinstance(pre.get("parameters"), (int, float)):
-        words.append(f"of {short(pre['parameters'])} parameters")
-    languages = sorted({row.get("language", "?") for row in text.get("mixture") or []})
+    count = pre.get("parameters")
+    lead = f"A language model of {short(count)} parameters" if isinstance(count, (int, float)) else "A run"
+    languages = sorted({LANGUAGES.get(code, code) for code in _column(text.get("mixture"), "language")})
     if languages:
-        words.append("from public text in " + ", ".join(LANGUAGES.get(code, code) for code in languages))
-    words.append(f"made in {clock(report['wall_seconds'])} of machine time")
+        joined = " and ".join(part for part in (", ".join(languages[:-1]), languages[-1]) if part)
+        lead += f", from public text in {joined}"
+    lead += f", {clock(report['wall_seconds'])} of machine time so far" if report["missing"] else ""
     lines = [
         "<header>",
         '<p class="kicker">Ayllu · run report</p>',
         f"<h1>{safe(name)}</h1>",
-        f'<p class="lead">{safe(" ".join(words[:2]) + ("" if len(words) < 3 else ", " + ", ".join(words[2:])))}.</p>',
+        f'<p class="lead">{safe(lead)}.</p>',
         "</header>",
     ]
     if report["missing"]:
@@ -109,6 +110,10 @@ def _header(name: str, report: dict[str, Any]) -> str:
             "What they would show is left out below.</p>"
         )
     return "\n".join(lines)
+
+
+def _column(rows: Sequence[dict[str, Any]] | None, key: str) -> list[str]:
+    return [str(row[key]) for row in rows or [] if key in row]
 
 
 def _headline(report: dict[str, Any]) -> str:
@@ -126,9 +131,10 @@ def _headline(report: dict[str, Any]) -> str:
         fraction = maybe(pre.get("fraction"), "{:.0%}".format)
         beside = f"tokens per second; {fraction} of the machine’s matrix-product rate"
         facts.append(("pretraining speed", f"{pre['tokens_per_second']:,.0f}", beside))
-    facts.append(("time", clock(report["wall_seconds"]), f"minutes for {len(report['stages'])} stages"))
+    unit = "hours" if report["wall_seconds"] >= 3600 else "minutes"
+    facts.append(("time", clock(report["wall_seconds"]), f"{unit} for {len(report['stages'])} stages"))
     cells = "".join(
-        f'<div><dt>{safe(name)}</dt><dd><span class="number">{safe(number)}</span><br>'
+        f'<div><dt>{safe(name)}</dt><dd><span class="number">{safe(number)}</span>'
         f'<span class="beside">{safe(beside)}</span></dd></div>'
         for name, number, beside in facts
     )
@@ -139,52 +145,53 @@ def _accuracy(report: dict[str, Any]) -> str:
     chart = figures.accuracy(report["evals"])
     if not chart:
         return "<h2>Accuracy</h2>" + missing(report, "eval", "Accuracy on held-out problems")
-    rows = [
-        (
-            family,
-            f"after {when.upper()}",
-            f"{row['n']:,}",
-            f"{row['correct']:,}",
-            f"{row['correct'] / max(row['n'], 1):.1%}",
-            f"{maybe(row.get('low'), '{:.1%}'.format)} – {maybe(row.get('high'), '{:.1%}'.format)}",
+    rows, gains = [], []
+    for family, both in report["evals"].items():
+        for when, row in rows_of(both):
+            share, percent = row["correct"] / max(row["n"], 1), "{:.1%}".format
+            interval = f"{maybe(row.get('low'), percent)} – {maybe(row.get('high'), percent)}"
+            calls = f"{row.get('valid_calls', 0):,} of {row['calls']:,}" if row.get("calls") else "–"
+            counts = (f"{row['n']:,}", f"{row['correct']:,}", percent(share), interval, calls)
+            rows.append((family, f"after {when.upper()}", *counts))
+        if gain := both.get("gain"):
+            gains.append(f"{family}: gained {gain['gained']:,}, lost {gain['lost']:,} (p = {gain['p']:.2g})")
+    heads = ("task", "weights", "problems", "right", "accuracy", "95% interval", "valid calls")
+    out = "<h2>Accuracy before and after reinforcement learning</h2>" + chart
+    out += table(heads, rows, numbers=(2, 3, 4, 5, 6))
+    if gains:
+        out += (
+            f'<p class="note">On the same problems, what RL changed: {safe("; ".join(gains))}. '
+            "The p value is McNemar’s (1947).</p>"
         )
-        for family, both in report["evals"].items()
-        for when, row in both.items()
-    ]
-    heads = ("task", "weights", "problems", "right", "accuracy", "95 % interval")
-    return (
-        "<h2>Accuracy before and after reinforcement learning</h2>"
-        + chart
-        + table(heads, rows, numbers=(2, 3, 4, 5))
-    )
+    return out
 
 
-def _samples(report: dict[str, Any], samples: Sequence[dict[str, Any]]) -> str:
-    if not samples:
-        return "<h2>Samples</h2>" + missing(report, "eval", "Sample conversations")
-    out = [
-        "<h2>Samples</h2>",
-        '<p class="note">Held-out problems, word for word; thinking is set in grey.</p>',
-    ]
-    names = {"call": "tool call", "result": "tool result", "say": "answer", "think": "thinking"}
-    for sample in samples:
-        right = sample.get("correct")
-        mark = {True: '<span class="right">right</span>', False: '<span class="wrong">wrong</span>'}
-        verdict = mark[right] if isinstance(right, bool) else ""
-        label = " · ".join(str(sample[key]) for key in ("family", "when") if sample.get(key))
-        out.append(f'<div class="sample"><div class="top"><span>{safe(label)}</span>{verdict}</div>')
-        for span in sample.get("spans") or []:
-            kind, text = (
-                (span.get("kind"), span.get("text")) if isinstance(span, dict) else (span[0], span[1])
-            )
-            known = (
-                str(kind) if str(kind) in ("system", "user", "think", "call", "result", "say") else "other"
-            )
-            out.append(
-                f'<div class="span {known}"><span>{safe(names.get(str(kind), kind))}</span><div>{safe(text)}</div></div>'
-            )
-        out.append("</div>")
-    return "\n".join(out)
+SPANS = {
+    "system": "system", "user": "user", "think": "thinking", "call": "tool call", "result": "tool result",
+    "say": "answer",
+}  # fmt: skip
+
+
+def _samples(report: dict[str, Any]) -> str:
+    out = "<h2>Samples</h2>"
+    if not report["samples"]:
+        return out + missing(report, "eval", "Sample conversations")
+    out += '<p class="note">The first right and the first wrong problem of each task, word for word.</p>'
+    for sample in report["samples"]:
+        verdict = '<span class="right">right</span>' if sample["strict"] else _wrong(sample)
+        label = f"{sample['family']}, after {str(sample['when']).upper()}"
+        out += f'<div class="sample"><div class="top"><span>{safe(label)}</span>{verdict}</div>'
+        for kind, text in sample.get("spans") or []:
+            style = kind if kind in SPANS else "other"
+            out += f'<div class="span {style}"><span>{safe(SPANS.get(kind, kind))}</span>'
+            out += f"<div>{safe(text)}</div></div>"
+        out += "</div>"
+    return out
+
+
+def _wrong(sample: dict[str, Any]) -> str:
+    why = f": {sample['why']}" if sample.get("why") else ""
+    return f'<span class="wrong">{safe("wrong" + why)}</span>'
 
 
 def _data(report: dict[str, Any]) -> str:
@@ -199,7 +206,7 @@ def _data(report: dict[str, Any]) -> str:
                 size(row.get("bytes")),
                 maybe(row.get("share"), "{:.1%}".format),
                 maybe(row.get("dropped"), "{:,.0f}".format),
-                row.get("licence", "–"),
+                ", ".join(row.get("licences") or ["–"]),
             )
             for row in mixture
         ]
@@ -227,21 +234,18 @@ def _data(report: dict[str, Any]) -> str:
     else:
         out.append(missing(report, "text", "Dropped documents"))
     out.append("<h3>Tokenizer: what a language pays</h3>")
-    rates = bytes_per_token(report.get("tokenizer", {}))
-    if rates:
-        best = max(rates.values())
-        prices = [(LANGUAGES.get(k, k), f"{v:.2f}", f"{best / v:.2f} ×") for k, v in sorted(rates.items())]
-        out.append(
-            table(
-                ("language", "bytes per token", "tokens per byte, against the cheapest"),
-                prices,
-                numbers=(1, 2),
-            )
-        )
+    fairness = report.get("tokenizer", {}).get("fairness") or {}
+    if fairness:
+        keys = ("bytes_per_token", "characters_per_token", "tokens_per_word")
+        prices = [
+            (LANGUAGES.get(code, code), *(maybe(row.get(key), "{:.2f}".format) for key in keys))
+            for code, row in sorted(fairness.items())
+        ]
+        titles = ("language", "bytes per token", "characters per token", "tokens per word")
+        out.append(table(titles, prices, numbers=(1, 2, 3)))
         pieces = maybe(report["tokenizer"].get("vocab_size"), "{:,.0f}".format)
-        out.append(
-            f'<p class="note">{pieces} pieces. Telugu needs three bytes a character, Latin script about one.</p>'
-        )
+        note = f"{pieces} pieces, measured on held-out text. More tokens for a word cost time and context."
+        out.append(f'<p class="note">{note}</p>')
     else:
         out.append(missing(report, "tokenizer", "Bytes per token"))
     return "\n".join(out)
@@ -265,11 +269,11 @@ def _resources(report: dict[str, Any]) -> str:
 
 
 def _machine(report: dict[str, Any]) -> str:
-    rows = [
-        (key.replace("_", " "), value if isinstance(value, (str, int, float)) else json.dumps(value))
-        for key, value in (report["machine"] or {}).items()
-    ]
-    return "<h2>Machine</h2>" + (table(("", ""), rows) if rows else missing(report, "machine", "The machine"))
+    rows = []
+    for key, value in (report["machine"] or {}).items():
+        words = ", ".join(map(str, value)) if isinstance(value, list) else value
+        rows.append((key.replace("_", " ").replace("gib", "GiB"), words))
+    return "<h2>Machine</h2>" + (table((), rows) if rows else missing(report, "machine", "The machine"))
 
 
 def _recipe(report: dict[str, Any]) -> str:
@@ -299,5 +303,5 @@ def _hashes(report: dict[str, Any]) -> str:
     return (
         f'<h2>Seed and hashes</h2><div class="wide"><table><tbody>{cells}</tbody></table></div>'
         "<footer>All numbers were measured in this run, on the machine named above. "
-        "Intervals are Wilson’s (1927), 95 %.</footer>"
+        "Intervals are Wilson’s (1927), 95%.</footer>"
     )

@@ -40,6 +40,7 @@ def summarise(
         "machine": machine,
         "stages": times,
         "evals": evals_of(results.get("eval", {})),
+        "samples": samples_of(results.get("eval", {})),
     }
     for name in ("text", "tokenizer", "pretrain", "sft", "rl", "release"):
         if name in results:
@@ -49,27 +50,33 @@ def summarise(
 
 
 def evals_of(result: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """`{family: {"sft": {...}, "rl": {...}}}` from an eval result, which may hold it under "evals"."""
-    table = result.get("evals", result)
+    """`{family: {"sft": {...}, "rl": {...}, "gain": {...}}}` from an eval result, without samples."""
     families = {}
-    for family, both in table.items():
+    for family, both in result.items():
         if not isinstance(both, dict):
             continue
         rows = {when: both[when] for when in WHEN if isinstance(both.get(when), dict) and "n" in both[when]}
+        rows = {when: {k: v for k, v in row.items() if k != "samples"} for when, row in rows.items()}
         if rows:
-            families[family] = rows
+            families[family] = rows | ({"gain": both["gain"]} if isinstance(both.get("gain"), dict) else {})
     return families
 
 
-def bytes_per_token(tokenizer: dict[str, Any]) -> dict[str, float]:
-    """Bytes per token by language from the tokenizer stage's result (numbers, or rows that hold one)."""
-    table = tokenizer.get("bytes_per_token") or {}
-    rows = {}
-    for language, value in table.items():
-        number = value.get("bytes_per_token") if isinstance(value, dict) else value
-        if isinstance(number, (int, float)):
-            rows[language] = float(number)
-    return rows
+def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """One right and one wrong answer of each family, after the last training that was evaluated.
+
+    Rows: family, when, prompt, wanted, strict, why, spans ([kind, text] each). They are the first ones
+    that the evaluation kept, not the best.
+    """
+    chosen = []
+    for family, both in result.items():
+        last = next((w for w in reversed(WHEN) if isinstance(both, dict) and both.get(w)), None)
+        rows = (both[last].get("samples") or []) if last else []
+        for strict in (True, False):
+            found = next((row for row in rows if row.get("strict") is strict), None)
+            if found:
+                chosen.append({"family": family, "when": last, **found})
+    return chosen
 
 
 def weights_sha256(results: dict[str, dict[str, Any]]) -> str | None:
@@ -91,7 +98,7 @@ def read_stages(run: Path) -> dict[str, dict[str, Any]]:
     """The finished stages of a run folder, from each one's stage.json; those without one are left out."""
     stages = {}
     for name in STAGES:
-        path = run / ("model" if name == "release" else name) / "stage.json"
+        path = run / name / "stage.json"
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
