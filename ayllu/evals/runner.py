@@ -23,7 +23,7 @@ from ayllu.tools.tool import Toolbox
 if TYPE_CHECKING:
     from ayllu.engine.engine import SamplingParams
 
-SAMPLES = 6  # transcripts kept as text
+SAMPLES = 4  # transcripts kept as text
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class EvalResult:
         return self.correct / self.n if self.n else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For report.json: without the single verdicts."""
+        """For report.json: the counts, without single verdicts and samples."""
         return {
             "n": self.n,
             "correct": self.correct,
@@ -63,7 +63,6 @@ class EvalResult:
             "truncated": self.truncated,
             "mean_tokens": self.mean_tokens,
             "mean_thinking_tokens": self.mean_thinking_tokens,
-            "samples": list(self.samples),
         }
 
 
@@ -169,7 +168,7 @@ def _samples(
         {
             "prompt": problems[i].prompt,
             "wanted": problems[i].answer,
-            "strict": verdicts[i].strict,
+            "correct": verdicts[i].strict,
             "why": verdicts[i].why,
             "finish_reason": answers[i].finish_reason,
             "spans": readable(chat, answers[i].transcript),

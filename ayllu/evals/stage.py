@@ -42,7 +42,8 @@ def evaluate(context: StageContext, settings: EvalSettings) -> dict[str, Any]:
     """Evaluate the models of the sft and rl stages (those that the run has) on held-out problems.
 
     `context.inputs[stage] / "model"` are model folders. The result is
-    {family: {"sft": {n, correct, low, high, ...}, "rl": {...}, "gain": {gained, lost, p}}}.
+    {family: {"sft": {n, correct, low, high, ...}, "rl": {...}, "gain": {gained, lost, p}}, "samples":
+    [{family, when, correct, prompt, wanted, spans}]}.
     Raises RecipeValueError for a family that doesn't exist, ModelFileMissingError for a model
     that isn't there.
     """
@@ -62,7 +63,12 @@ def evaluate(context: StageContext, settings: EvalSettings) -> dict[str, Any]:
                 for task in missing:
                     result = _evaluate(engine, folder, task, context, settings, model, before)
                     before += settings.n
-                    row = {"fingerprint": print_, "result": result.to_dict(), "rights": list(result.rights)}
+                    row = {
+                        "fingerprint": print_,
+                        "result": result.to_dict(),
+                        "rights": list(result.rights),
+                        "samples": list(result.samples),
+                    }
                     write_json(paths[task.family], row)
                     found[model, task.family] = row
         for task in tasks:
@@ -76,6 +82,12 @@ def evaluate(context: StageContext, settings: EvalSettings) -> dict[str, Any]:
             context.progress.say(
                 f"{task.family}: RL gained {gain['gained']}, lost {gain['lost']} (p = {gain['p']:.2g})"
             )
+    results["samples"] = [
+        {"family": task.family, "when": f"after {model.upper()}", **sample}
+        for task in tasks
+        for model in folders
+        for sample in found[model, task.family]["samples"]
+    ]
     return results
 
 

@@ -77,7 +77,12 @@ def engines(monkeypatch):
 
 def test_both_models_with_intervals_and_paired_gain(context, engines):
     results = evaluate(context, SETTINGS)
+    samples = results.pop("samples")
     assert set(results) == {"arithmetic", "calculator"}
+    assert {(sample["family"], sample["when"]) for sample in samples} == {
+        (family, when) for family in results for when in ("after SFT", "after RL")
+    }
+    assert all(sample["correct"] for sample in samples if sample["when"] == "after RL")
     for family in results.values():
         assert family["sft"]["n"] == family["rl"]["n"] == N
         assert (family["sft"]["correct"], family["rl"]["correct"]) == (N // 2, N)
@@ -157,3 +162,26 @@ def test_an_ignorant_model_scores_nothing(context, monkeypatch):
     monkeypatch.setattr(stage, "open_engine", open_engine)
     results = evaluate(context, SETTINGS)
     assert all(results[family][model]["correct"] <= 1 for family in TASKS for model in ("sft", "rl"))
+
+
+def test_with_real_engines_and_model_folders(context):
+    """Untrained models of the real kind: the whole way from folders to intervals."""
+    import torch
+
+    from ayllu.model.config import ModelSettings
+    from ayllu.model.decoder import Decoder
+    from ayllu.model.weights import save_model
+
+    torch.manual_seed(0)
+    for name in ("sft", "rl"):
+        decoder = Decoder(ModelSettings(width=32, layers=1, head_dim=16, context=256).config(300))
+        control = TOKENIZER.control
+        ids = {"bos": control["<|bos|>"], "eos": control["<|end|>"], "pad": control["<|pad|>"]}
+        save_model(decoder, context.inputs[name] / "model", **ids)
+    results = evaluate(context, EvalSettings(n=10, max_tokens=24, batch=8))
+    for family in ("arithmetic", "calculator", "countdown3", "dialogue"):
+        for model in ("sft", "rl"):
+            row = results[family][model]
+            assert (row["n"], row["correct"]) == (10, 0) and row["low"] == 0.0 and 0 < row["high"] < 0.3
+            assert 1 <= row["mean_tokens"] <= 24
+        assert results[family]["gain"]["p"] == 1.0

@@ -112,9 +112,9 @@ def test_samples_show_wrong_and_right():
     problems = distinct_problems(task, N, levels(task), "test", 3)
     half = run(task, oracle(CHAT, task, problems[: N // 2]))
     assert half.correct == N // 2
-    shown = [sample["strict"] for sample in half.samples]
+    shown = [sample["correct"] for sample in half.samples]
     assert shown.count(True) == shown.count(False) == SAMPLES // 2
-    right = next(sample for sample in half.samples if sample["strict"])
+    right = next(sample for sample in half.samples if sample["correct"])
     assert [kind for kind, _ in right["spans"]] == ["system", "user", "call", "result", "say"]
     assert right["spans"][-1][1] == right["wanted"]
     everything = half.to_dict()

@@ -16,6 +16,7 @@ import functools
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from numpy.random import Generator
 
@@ -56,7 +57,7 @@ def phrasings() -> tuple[Phrasing, ...]:
 
 
 @functools.cache
-def _file(language: str) -> dict[str, dict]:
+def _file(language: str) -> dict[str, Any]:
     path = Path(__file__).parent / "phrases" / f"{language}.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
@@ -79,7 +80,7 @@ def _draw(rng: Generator, split: str, language: str | None = None) -> Phrasing:
 
 
 def spoken(phrasing: Phrasing, rng: Generator) -> str:
-    """A phrasing as somebody types it: slots filled; capitals and the mark at the end vary."""
+    """A phrasing as somebody types it: slots filled; opener, capitals and the mark at the end vary."""
     values = {
         name: words[rng.integers(len(words))] for name, words in _file(phrasing.language)["slots"].items()
     }
@@ -92,6 +93,9 @@ def spoken(phrasing: Phrasing, rng: Generator) -> str:
         text = text.lower()
     elif style == 1:
         text = text[0].lower() + text[1:]
+    elif style == 2 and phrasing.intent not in _STATEMENTS:
+        openers = _file(phrasing.language)["openers"]
+        text = openers[rng.integers(len(openers))] + text[0].lower() + text[1:]
     if text.endswith("?") or phrasing.intent == "too_large":
         return text if text.endswith("?") or rng.integers(2) else text + "?"
     marks = ("", "!", ".", "") if phrasing.intent in _STATEMENTS else ("?", "?", "?", "")

@@ -1,0 +1,73 @@
+"""The loop over the real engine: a transcript, replayed through the decoder, gives the log-probabilities
+that the engine reported, across tool results and whatever else shared the batch."""
+
+import pytest
+import torch
+
+from ayllu.engine.engine import Engine
+from ayllu.engine.request import SamplingParams
+from ayllu.model.config import ModelSettings
+from ayllu.model.decoder import Decoder
+from ayllu.reason.loop import answer_batch, answer_stream
+from ayllu.reason.transcript import Chat, Kind
+from ayllu.text.tokenizer import train_tokenizer
+from ayllu.tools.calculator import CALCULATOR
+from ayllu.tools.tool import Toolbox
+
+CHAT = Chat(train_tokenizer(iter(['What is 12 + 3? calculator {"expression":"12+3"}']), 300))
+BOX = Toolbox([CALCULATOR])
+STARTS = [CHAT.start(f"What is {n} + {n * n}?", tools=BOX.names) for n in range(12)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A random decoder that ends its call often, so that most answers have several stretches."""
+    torch.manual_seed(0)
+    decoder = Decoder(ModelSettings(width=32, layers=2, head_dim=16, context=256).config(300)).float().eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return decoder
+
+
+def answers(model, seed, slots):
+    with Engine(model, max_sequences=slots) as engine:
+        return answer_batch(engine, CHAT, STARTS, BOX, SamplingParams(max_tokens=150, seed=seed))
+
+
+def test_replay_gives_the_reported_log_probabilities(model):
+    stretches = 0
+    for answer in answers(model, 1, 8):
+        ids, mask = answer.transcript.ids(), answer.transcript.sampled()
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([ids]))[0].float()
+        logprobs_TV = torch.log_softmax(logits_TV, -1)
+        replayed = [float(logprobs_TV[at - 1, ids[at]]) for at in range(1, len(ids)) if mask[at]]
+        assert replayed == pytest.approx(answer.logprobs, abs=2e-4)
+        stretches += sum(span.kind == Kind.RESULT for span in answer.transcript.spans)
+    assert stretches >= 3, "some answers went on after a tool result"
+
+
+def test_an_answer_does_not_depend_on_who_shares_the_batch(model):
+    together, alone = answers(model, 2, 12), answers(model, 2, 1)
+    assert [a.transcript for a in together] == [a.transcript for a in alone]
+    assert len({tuple(a.transcript.ids()[-20:]) for a in together}) > 6, "the answers differ from each other"
+
+
+def test_streamed_and_batched_are_the_same_answer(model):
+    params = SamplingParams(max_tokens=100, seed=3)
+    with Engine(model) as engine:
+        (batched,) = answer_batch(engine, CHAT, STARTS[:1], BOX, params)
+        streamed = list(answer_stream(engine, CHAT, STARTS[0], BOX, params))[-1].answer
+        assert not engine.busy
+    assert streamed.transcript == batched.transcript
+
+
+def test_closing_a_stream_frees_the_engine(model):
+    with Engine(model) as engine:
+        stream = answer_stream(engine, CHAT, STARTS[0], BOX, SamplingParams(seed=4))
+        next(stream)
+        assert engine.busy
+        stream.close()
+        assert not engine.busy
