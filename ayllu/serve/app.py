@@ -59,7 +59,10 @@ def build_app(service: Service, *, api_key: str | None = None, loopback: bool = 
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return as_api_error(error).response()
+    refusal = as_api_error(error)
+    if refusal.status == 500:
+        log_failure(request.url.path[:200], error)
+    return refusal.response()
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -97,7 +97,7 @@ class ChatRequest(Struct):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=1 << 20)] | None = None  # -1 and 0: off
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, lt=1)] | None = None
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=limits.MAX_STOPS)] | None = None
     n: Annotated[int, Meta(ge=1, le=limits.MAX_CHOICES)] | None = None

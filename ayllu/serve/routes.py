@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -17,7 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ayllu import __version__
 from ayllu.serve import openai, sse
+from ayllu.serve.enginethread import log_failure
 from ayllu.serve.faults import ApiError, as_api_error
 from ayllu.serve.guard import guarded
 from ayllu.serve.limits import Limits
@@ -52,7 +53,7 @@ def routes(service: Service, api_key: str | None) -> list[Route]:
         return _json({"status": "ready"})
 
     async def version(request: Request) -> Response:
-        return _json({"version": _version()})
+        return _json({"version": __version__})
 
     return [
         Route("/v1/models", guarded(models, api_key), methods=["GET"]),
@@ -197,7 +198,10 @@ async def _events(service: Service, job: Job, *, logprobs: bool, usage: bool) ->
             )
         yield sse.DONE
     except Exception as error:
-        yield sse.event(as_api_error(error).envelope)
+        refusal = as_api_error(error)
+        if refusal.status == 500:
+            log_failure(job.id, error)
+        yield sse.event(refusal.envelope)
         yield sse.DONE
 
 
@@ -232,13 +236,6 @@ def _usage(job: Job, endings: list[Ending]) -> openai.Usage:
 def _known_model(service: Service, name: str) -> None:
     if name != service.name:
         raise openai.model_not_found(name, service.name)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("ayllu")
-    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
-        return "0"
 
 
 def _json(value: Any, headers: dict[str, str] | None = None) -> Response:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ayllu.engine.engine import SamplingParams
+from ayllu.engine.request import SamplingParams
 from ayllu.errors import (
     ContextLengthError,
     EngineFailedError,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from ayllu.errors import ContextLengthError
 from ayllu.reason.loop import Event, Turn
+from ayllu.reason.transcript import Kind, Transcript
 from ayllu.serve.stops import StopStrings
 from ayllu.serve.tally import Tally, TokenLogprob
 from ayllu.tools.tool import Call, Result, Toolbox
@@ -78,13 +79,12 @@ class Writing:
     tally: Tally
     ended: bool = False
     ran: list[Ran] = field(default_factory=list)
-    _call: str = ""
     _seen: int = 0
 
     def submit(self) -> None:
         """Give the conversation to the engine (again, after a call was run)."""
         self.turn.submit()
-        self._seen, self._call = 0, ""
+        self._seen = 0
 
     def submit_or_end(self) -> list[Part | Ending]:
         """`submit`; a conversation that its own results made too long ends with "length"."""
@@ -93,7 +93,7 @@ class Writing:
         except ContextLengthError:
             if not self.turn.segment:
                 raise
-            return self._end("length")
+            return [*self._flush(), *self._end("length")]
         return []
 
     def advance(self) -> list[Part | Ending]:
@@ -101,7 +101,7 @@ class Writing:
         handle = self.turn.handle
         finished, count = handle.finished, len(handle.token_ids)
         for at in range(self._seen, count):
-            self.tally.push(handle.token_ids[at], handle.logprobs[at] if at < len(handle.logprobs) else 0.0)
+            self.tally.push(handle.token_ids[at], handle.logprobs[at])
         self._seen = count
         news = self._texts(self.turn.read())
         if self.stops.hit:
@@ -117,18 +117,15 @@ class Writing:
     def _texts(self, events: Sequence[Event]) -> list[Part | Ending]:
         news: list[Part | Ending] = []
         for event in events:
-            if event.kind == "call":
-                self._call += event.text
-            elif event.kind == "think":
+            if event.kind == "think":
                 news.append(Part("think", event.text))
             elif event.kind == "say" and (text := self.stops.push(event.text)):
                 news.append(Part("say", text, tuple(self.tally.shown(text))))
         return news
 
     def _settle(self) -> list[Part | Ending]:
-        called = self.turn.handle.token_ids[-1:] == [self.turn.chat.call_end]
-        call, toolbox = Call.parse(self._call), self.turn.toolbox
-        if called and isinstance(toolbox, CallersTools) and toolbox.passes_on(call):
+        call, toolbox = self._call(), self.turn.toolbox
+        if isinstance(toolbox, CallersTools) and toolbox.passes_on(call):
             self.turn.cancel()
             return [*self._flush(), Part("call", call=call), *self._end("tool_calls")]
         self.ran += [Ran(call, event.text) for event in self.turn.settle() if event.kind == "result"]
@@ -136,6 +133,13 @@ class Writing:
             return []
         reason = "stop" if self.turn.answer.finish_reason == "stop" else "length"
         return [*self._flush(), *self._end(reason)]
+
+    def _call(self) -> Call:
+        """The call at the end of what was sampled; a nameless one where there is none."""
+        chat = self.turn.chat
+        spans = chat.extend(Transcript(), self.turn.handle.token_ids).spans
+        whole = bool(spans) and spans[-1].kind == Kind.CALL and chat.is_closed(spans[-1])
+        return Call.parse(chat.text(spans[-1])) if whole else Call("", "")
 
     def _flush(self) -> list[Part | Ending]:
         text = self.stops.flush()

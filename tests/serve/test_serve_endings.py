@@ -72,6 +72,23 @@ def test_silence_is_filled(scripted):
         assert len(empty) == body.count(b": keep-alive\n\n")
 
 
+def test_a_defect_of_ours_is_a_plain_500(scripted, monkeypatch, caplog):
+    with scripted(*SHORT) as running:
+
+        def defect(request):
+            raise KeyError("secret words in /home/user")
+
+        monkeypatch.setattr(running.service, "prepare", defect)
+        status, body, headers = post(running, {"messages": USER})
+        assert (status, body["error"]["code"]) == (500, "internal_error") and headers["x-request-id"]
+        assert "secret" not in json.dumps(body) + caplog.text and "KeyError" in caplog.text
+        monkeypatch.undo()
+        running.engine.script = lambda prompt: 1 // 0
+        for stream in (False, True):
+            _, body, _ = post(running, {"messages": USER, "stream": stream})
+            assert b"internal_error" in (body if stream else json.dumps(body).encode())
+
+
 def test_readyz_needs_a_real_token(scripted):
     with scripted(*SHORT, limits=Limits(ready_seconds=0.3, grace=0.5)) as running:
         assert get(running, "/readyz")[0] == 200
