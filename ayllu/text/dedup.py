@@ -49,7 +49,7 @@ def find_duplicates(documents: list[Document], *, near: float = NEAR) -> list[Tw
     word_codes: dict[str, int] = {}
     for position, document in enumerate(documents):
         names = words(document.text)
-        digest = hashlib.sha256(" ".join(names).encode()).digest()
+        digest = hashlib.sha256(" ".join(names).casefold().encode()).digest()  # "STRASSE" is "Straße"
         if digest in exact:
             twins.append(Twin(position, exact[digest], 1.0, True))
             continue

@@ -63,11 +63,11 @@ class Document:
         return f"{self.source}: {name}"
 
     def row(self) -> dict[str, Any]:
-        """The JSONL form: only what is known."""
-        row: dict[str, Any] = {}
+        """The JSONL form: only what is known (and the text, even when it is empty)."""
+        row: dict[str, Any] = {"id": self.id, "text": self.text}
         for name in (*_TEXT_FIELDS, "year", "machine_translated"):
             value = getattr(self, name)
-            if value not in ("", None, False):
+            if value != "" and value is not None and value is not False:
                 row[ROW_KEY.get(name, name)] = value
         return row
 

@@ -1,13 +1,16 @@
 """Which language is it? A naive Bayes classifier over character n-grams.
 
 Characters are enough to tell languages apart (Cavnar & Trenkle 1994, "N-Gram-Based Text
-Categorization"; naive Bayes as in Lui & Baldwin 2012, "langid.py"). The profiles start from the
-Universal Declaration of Human Rights (public domain, in udhr.json: 38 languages) and grow with the
-corpus itself: a labelled document that the first profiles agree with is good evidence of how people
-write that language; a label that they contradict is not. So a wrong label can't teach.
+Categorization"; naive Bayes as in Lui & Baldwin 2012, "langid.py"). The profiles come from the
+Universal Declaration of Human Rights (public domain, in udhr.json: 38 languages), about the same amount
+for each. That matters: a profile that has read a hundred times more text than its neighbours knows rarer
+n-grams and draws their text to itself (with all of the corpus' German in the profile, Dutch became
+German). So the corpus teaches only what the sample lacks: a language that is not in it, or hardly (its
+Telugu is two sentences), is learnt from labelled text, up to the same amount. A person's own language
+needs no code, and a wrong label can't move a profile that is there.
 
-A language that the declaration's sample lacks is learnt from its labels, if they bring enough text:
-a person's own language needs no code.
+How *usual* a text is within its language is another question, and there more text is better: `usage`
+reads all of it.
 """
 
 from __future__ import annotations
@@ -26,9 +29,12 @@ from ayllu.text.document import Document, words
 BUCKETS = 1 << 16  # n-grams of one to three characters, hashed
 SMOOTHING = 0.02  # pseudo-count of a bucket: small, since a language uses few of all n-grams
 READ_CHARACTERS = 8_000  # of a document: more does not change the verdict
-LEARN_DOCUMENTS = 60  # per language, in corpus order
-LEARN_CHARACTERS = 2_000  # fewer than this and an unknown label teaches nothing
+SAMPLE_CHARACTERS = 4_000  # of a language that the declaration's sample lacks
+PER_DOCUMENT = 1_000  # characters of each document that go into it
+FEWEST_CHARACTERS = 1_000  # a sample shorter than this lacks the language; a label with less teaches nothing
+USAGE_DOCUMENTS = 60  # per language, in corpus order
 ENOUGH_LETTERS = 20  # with fewer, nothing can be said
+DENSE = ("zh", "ja", "ko")  # scripts in which a few hundred characters say as much
 UNDETERMINED = "und"  # ISO 639-3: undetermined
 
 
@@ -114,19 +120,27 @@ def seed_identifier() -> Identifier:
 
 
 def learn_from(documents: Iterable[Document]) -> Identifier:
-    """The declaration's profiles, refined by the corpus' own labelled text (see the file's top)."""
+    """The declaration's profiles, and those that it lacks from labelled documents (see the file's top)."""
     seed = seed_identifier()
+    known = {language for language, text in declaration().items() if len(text) >= FEWEST_CHARACTERS}
+    known |= {language for language in seed.languages if language in DENSE}
+    samples: dict[str, str] = {}
+    for document in documents:
+        language = document.language
+        if not language or language == UNDETERMINED or language in known:
+            continue
+        if language in seed.languages and seed.guess(document.text).language != language:
+            continue
+        room = SAMPLE_CHARACTERS - len(samples.get(language, ""))
+        samples[language] = samples.get(language, "") + document.text[: min(room, PER_DOCUMENT)] + "\n"
+    return seed.learn({name: [text] for name, text in samples.items() if len(text) >= FEWEST_CHARACTERS})
+
+
+def usage(documents: Iterable[Document]) -> Identifier:
+    """What is usual in each language of the corpus: profiles of all its text, for `Guess.surprise`."""
     samples: dict[str, list[str]] = {}
     for document in documents:
-        texts = samples.setdefault(document.language, []) if document.language else None
-        if texts is None or len(texts) >= LEARN_DOCUMENTS:
-            continue
-        known = document.language in seed.languages
-        if not known or seed.guess(document.text).language == document.language:
+        texts = samples.setdefault(document.language, [])
+        if len(texts) < USAGE_DOCUMENTS:
             texts.append(document.text)
-    enough = {
-        language: texts
-        for language, texts in samples.items()
-        if language in seed.languages or sum(map(len, texts)) >= LEARN_CHARACTERS
-    }
-    return seed.learn({language: texts for language, texts in enough.items() if texts})
+    return seed_identifier().learn(samples)

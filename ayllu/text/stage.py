@@ -21,13 +21,13 @@ from ayllu.files import read_json, write_json, write_text
 from ayllu.stage import StageContext, bounded, free
 from ayllu.text import clean, decontaminate, dedup, mix
 from ayllu.text.document import Document, document_from_row, words
-from ayllu.text.language import UNDETERMINED, Identifier, learn_from
+from ayllu.text.language import UNDETERMINED, Identifier, learn_from, usage
 from ayllu.text.manifest import attribution, licence_table, make_manifest
 from ayllu.text.readers import read_corpus, read_lines
 from ayllu.text.tokenizer import Tokenizer, train_tokenizer
 
 PROBLEM_KEYS = ("prompt", "question", "problem", "text")  # of a JSONL file of evaluation problems
-CONTRADICTION = 0.1  # nats per n-gram by which the recognised language must win over the label's
+CONTRADICTION = 0.3  # nats per n-gram by which the recognised language must win over the label's
 
 
 # ---- the text stage
@@ -93,7 +93,7 @@ def make_text(
     identifier = learn_from(documents)
     documents, agreement = recognise(documents, identifier, settings.languages, dropped)
     progress.update(2, "languages recognised")
-    documents, profiles = check_quality(documents, identifier, dropped)
+    documents, profiles = check_quality(documents, dropped)
     progress.update(3, "quality checked")
     documents = drop_leaks(documents, evaluation, dropped)
     progress.update(4, "evaluation problems looked for")
@@ -175,6 +175,7 @@ def recognise(
     kept = []
     table: dict[str, dict[str, int]] = {}
     for document in documents:
+        scores = identifier.scores(document.text)
         guess = identifier.guess(document.text)
         label = "" if document.language == UNDETERMINED else document.language
         language = label or guess.language
@@ -190,9 +191,10 @@ def recognise(
         elif (
             label in identifier.languages
             and guess.language not in (label, UNDETERMINED)
-            and guess.margin >= CONTRADICTION
+            and scores[guess.language] - scores[label] >= CONTRADICTION
         ):
-            dropped.append(Dropped(named, "language_contradicts_label", guess.margin, CONTRADICTION, seen))
+            lead = round(scores[guess.language] - scores[label], 4)
+            dropped.append(Dropped(named, "language_contradicts_label", lead, CONTRADICTION, seen))
         elif wanted and language not in wanted:
             dropped.append(Dropped(named, "language_unwanted", guess.margin, 0.0, seen))
         else:
@@ -201,12 +203,13 @@ def recognise(
 
 
 def check_quality(
-    documents: list[Document], identifier: Identifier, dropped: list[Dropped]
+    documents: list[Document], dropped: list[Dropped]
 ) -> tuple[list[Document], dict[str, clean.Profile]]:
     """Measure all, learn each language's profile, drop what breaks a rule."""
+    usual = usage(documents)
     facts = []
     for document in documents:
-        surprise = -identifier.scores(document.text).get(document.language, 0.0)
+        surprise = -usual.scores(document.text).get(document.language, 0.0)
         facts.append(clean.measure(document.text, surprise))
     profiles = clean.learn_profiles((d.language, f) for d, f in zip(documents, facts, strict=True))
     kept = []
