@@ -33,6 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ayllu.engine.engine import Engine
 from ayllu.errors import AylluError, PortInUseError, RefusedError, UsageError
+from ayllu.serve.connection import Connection
 from ayllu.serve.enginethread import log_failure
 from ayllu.serve.faults import ApiError, as_api_error
 from ayllu.serve.guard import LoopbackOnly
@@ -195,7 +196,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=Connection,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -57,6 +57,16 @@ def test_a_stream_says_the_same(scripted):
         assert not any("\ufffd" in (d.content or "") for d in deltas), "whole characters only"
 
 
+def test_a_stream_has_whole_characters_only(scripted):
+    text = "a😀b నమస్కారం 🧮 ü"  # most of it takes several tokens a character
+    with scripted("<|think|>", text, "<|/think|>", "<|answer|>", text, "<|end|>") as running:
+        chunks = list(running.client().chat.completions.create(model="tiny", messages=USER, stream=True))
+        deltas = [c.choices[0].delta for c in chunks]
+        assert "".join(d.content or "" for d in deltas) == text
+        assert "".join(getattr(d, "reasoning", None) or "" for d in deltas) == text
+        assert not any("\ufffd" in (d.content or "") for d in deltas)
+
+
 def test_no_usage_unless_asked(scripted):
     with scripted(*ANSWER) as running:
         for chunk in running.client().chat.completions.create(model="tiny", messages=USER, stream=True):

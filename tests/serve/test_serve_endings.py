@@ -11,6 +11,7 @@ import openai
 import pytest
 from running_server import LONG, SHORT, USER, get, post, raw, wait_until
 
+from ayllu.serve.connection import Connection
 from ayllu.serve.limits import Limits
 from ayllu.serve.service import SamplingDefaults
 
@@ -147,6 +148,18 @@ def test_prompts_are_never_logged(scripted, caplog):
     ours = [r.getMessage() for r in caplog.records if r.name.startswith(("ayllu", "uvicorn"))]
     assert any("/v1/chat/completions" in line for line in ours)
     assert not any("MY-SECRET" in line or "\n" in line for line in ours)
+
+
+def test_a_head_that_never_ends_is_cut_off(scripted, monkeypatch):
+    monkeypatch.setattr(Connection, "head_seconds", 0.3)
+    with scripted(*LONG, delay=0.01) as running:
+        began = time.monotonic()
+        assert raw(running.port, b"") == b"" and raw(running.port, b"GET / HTTP/1.1\r\nHost: l") == b""
+        one = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        answer = raw(running.port, one + b"GET /hea")  # the same after a request that was answered
+        assert answer.startswith(b"HTTP/1.1 200") and time.monotonic() - began < 5
+        status, body, _ = post(running, {"messages": USER})
+        assert status == 200 and body["choices"], "a long answer is not a slow head"
 
 
 def test_slow_and_silent_connections_do_not_block_others(scripted):

@@ -24,8 +24,6 @@ from ayllu.serve.app import listen, serve
 from ayllu.serve.service import SamplingDefaults
 from ayllu.tools.tool import Toolbox
 
-GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 24}
-
 
 @pytest.fixture(scope="module")
 def decoder(tokenizer):
@@ -73,10 +71,12 @@ def test_alone_and_in_company_the_same(live):
     create = live.client().chat.completions.create
 
     def whole(number: int) -> str:
-        message = create(messages=asked(number), **GREEDY).choices[0].message
+        sampling = {"temperature": 1, "seed": number, "max_tokens": 24}
+        message = create(model="tiny", messages=asked(number), **sampling).choices[0].message
         return f"{getattr(message, 'reasoning_content', '')}|{message.content}"
 
     alone = [whole(number) for number in range(16)]
+    assert len(set(alone)) > 8
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         assert list(pool.map(whole, range(16))) == alone
 
