@@ -89,7 +89,13 @@ STAGES: tuple[Stage, ...] = (
         extras=(Extra("model", "model"),),
     ),
     Stage("sft", "ayllu.train.sft:sft", "sft", needs=("text", "tokenizer", "pretrain")),
-    Stage("rl", "ayllu.train.rl:rl", "rl", needs=("text", "tokenizer", "sft")),
+    Stage(
+        "rl",
+        "ayllu.train.rl:rl",
+        "rl",
+        needs=("text", "tokenizer", "sft"),
+        extras=(Extra("practice", "sft"),),
+    ),
     Stage("eval", "ayllu.evals.stage:evaluate", "eval", needs=("text", "tokenizer", "sft", "rl")),
     Stage(
         "release",

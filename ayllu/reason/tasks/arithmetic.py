@@ -7,6 +7,8 @@ transformers", section 5; Nye et al. 2021, scratchpads).
 
 from __future__ import annotations
 
+import re
+
 from numpy.random import Generator
 
 from ayllu.reason.task import Piece, Problem, Verdict, split_of
@@ -50,7 +52,7 @@ def multiply_lines(x: int, y: int) -> list[str]:
         carry = 0
         for p in _digits(x, len(str(x))):
             total = p * q + carry
-            lines.append(f"{p}*{q}{f'+{carry}' if carry else ''}={total}")
+            lines.append(f"{p}*{q}={p * q}" + (f" {p * q}+{carry}={total}" if carry else ""))
             carry = total // 10
         parts.append(x * q * 10**place)
         lines.append(str(parts[-1]))
@@ -118,5 +120,9 @@ def verify_number(wanted: str, answer: str | None) -> Verdict:
         return Verdict(False, False, "no answer")
     if answer.strip() == wanted:
         return Verdict(True, True)
-    numbers = "".join(c if c.isdigit() or c in "-." else " " for c in answer).split()
-    return Verdict(False, bool(numbers) and numbers[-1].rstrip(".") == wanted, f"{answer!r} is not {wanted}")
+    numbers = _NUMBER.findall(answer)
+    return Verdict(False, bool(numbers) and numbers[-1] == wanted, f"{answer!r} is not {wanted}")
+
+
+# A minus belongs to the number unless it stands behind another one (12-5).
+_NUMBER = re.compile(r"(?:(?<![\d)])-)?\d+(?:\.\d+)?")

@@ -92,25 +92,28 @@ def search(numbers: tuple[int, ...]) -> Iterator[list[Try]]:
             yield tries
 
 
-def solvable(numbers: tuple[int, ...], target: int) -> bool:
-    """Whether any expression (not only those of the bounded search) reaches the target."""
-    if any(attempt.result == target for tries in search(numbers) for attempt in tries):
-        return True
+def reachable(numbers: tuple[int, ...]) -> set[int]:
+    """The targets that some expression reaches (any one, not only those of the bounded search)."""
+    values = [(n, 1) for n in numbers]  # fractions as (over, under), not reduced
+    found: set[int] = set()
+    _reach(values, found)
+    return {n for n in found if TARGETS[0] <= n <= TARGETS[1]}
 
-    def reach(values: tuple[tuple[int, int], ...]) -> bool:  # fractions as (over, under), not reduced
-        if len(values) == 1:
-            return values[0][0] == target * values[0][1]
-        for i, j in itertools.permutations(range(len(values)), 2):
-            (p, q), (r, s) = values[i], values[j]
-            rest = tuple(v for k, v in enumerate(values) if k not in (i, j))
-            results = [(p * s - r * q, q * s)] + ([(p * s, q * r)] if r else [])
-            if i < j:
-                results += [(p * s + r * q, q * s), (p * r, q * s)]
-            if any(reach((*rest, result)) for result in results):
-                return True
-        return False
 
-    return reach(tuple((n, 1) for n in numbers))
+def _reach(values: list[tuple[int, int]], found: set[int]) -> None:
+    for i, j in itertools.combinations(range(len(values)), 2):
+        (p, q), (r, s) = values[i], values[j]
+        results = [(p * s + r * q, q * s), (p * s - r * q, q * s), (r * q - p * s, q * s), (p * r, q * s)]
+        if r:
+            results.append((p * s, q * r))
+        if p:
+            results.append((r * q, s * p))
+        rest = [v for k, v in enumerate(values) if k != i and k != j]
+        if rest:
+            for result in results:
+                _reach([*rest, result], found)
+        else:
+            found.update(over // under for over, under in results if over % under == 0)
 
 
 class Countdown:
@@ -120,16 +123,17 @@ class Countdown:
     levels = 1
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
-        """Uniform numbers and target; drawn again until solvable. The split goes by the numbers
+        """Uniform numbers, then one of the targets that they reach. The split goes by the numbers
         alone, so that no set of test numbers is ever seen in training with another target."""
         while True:
-            numbers = tuple(int(n) for n in rng.integers(LOW, HIGH + 1, 3))
+            numbers = tuple(rng.integers(LOW, HIGH + 1, 3).tolist())
             key = "countdown " + " ".join(map(str, sorted(numbers)))
             if split_of(key) != split:
                 continue
-            target = int(rng.integers(TARGETS[0], TARGETS[1] + 1))
-            if not solvable(numbers, target):
+            targets = sorted(reachable(numbers))
+            if not targets:
                 continue
+            target = targets[int(rng.integers(len(targets)))]
             prompt = PROMPTS[rng.integers(len(PROMPTS))].format(numbers=", ".join(map(str, numbers)), target=target)
             data = {"numbers": list(numbers), "target": target}
             return Problem(self.family, level, f"{key} {target}", prompt, str(target), data)

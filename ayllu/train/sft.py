@@ -1,0 +1,167 @@
+"""Supervised fine-tuning: learn to write the expert's part of worked conversations.
+
+The loss looks at sampled tokens only (what the model has to write; never a question, never a tool's
+result). Conversations are packed whole into rows, and attention never crosses from one to another.
+Every conversation is new: the generators don't run out.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ayllu.errors import RecipeValueError
+from ayllu.model.decoder import Decoder
+from ayllu.model.weights import load_model, save_model
+from ayllu.reason.practice import TASKS, draw
+from ayllu.reason.transcript import Chat, Transcript
+from ayllu.stage import StageContext, bounded, free
+from ayllu.text.tokenizer import Tokenizer
+from ayllu.train.loop import Loop
+from ayllu.train.optim import Optimizer
+from ayllu.train.schedule import lr_scale
+from ayllu.train.step import Batch, compute_type, train_step
+
+_CHUNK = 16  # batches that are drawn and packed together
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """What is practised, how long, how fast."""
+
+    steps: int = bounded(1500, 1, 10**7, "updates")
+    rows: int = bounded(16, 1, 4096, "rows of a batch")
+    length: int = bounded(256, 64, 32768, "tokens of a row")
+    muon_lr: float = bounded(0.02, 1e-5, 1.0, "peak rate of Muon (matrices)")
+    adam_lr: float = bounded(0.004, 1e-6, 1.0, "peak rate of AdamW (embedding, norms)")
+    weight_decay: float = bounded(0.1, 0.0, 10.0, "cautious decay of the matrices")
+    arithmetic: float = bounded(0.4, 0.0, 1.0, "share of conversations")
+    calculator: float = bounded(0.1, 0.0, 1.0, "share of conversations")
+    countdown3: float = bounded(0.4, 0.0, 1.0, "share of conversations")
+    dialogue: float = bounded(0.1, 0.0, 1.0, "share of conversations")
+
+    def shares(self) -> dict[str, float]:
+        """Family -> share. RecipeValueError when all are zero."""
+        shares = {family: getattr(self, family) for family in TASKS}
+        if not sum(shares.values()):
+            raise RecipeValueError("sft: every share is 0", fix="give at least one family a share above 0")
+        return shares
+
+
+def sft(context: StageContext, settings: SftSettings) -> dict[str, Any]:
+    """Fine-tune the pretrained model; writes `model/`."""
+    tokenizer = Tokenizer.load(context.inputs["tokenizer"])
+    chat = Chat(tokenizer)
+    decoder = trainable(load_model(context.inputs["pretrain"] / "model", device=context.device))
+    optimizer = Optimizer(
+        decoder, muon_lr=settings.muon_lr, adam_lr=settings.adam_lr, weight_decay=settings.weight_decay
+    )
+    dtype = compute_type(context.device)
+    source = Practice(chat, settings.shares(), settings.rows, settings.length, context.seed)
+
+    def step(number: int) -> dict[str, Any]:
+        scale = lr_scale(number, settings.steps, decay=0.7)
+        batch = source.batch(number, context.device)
+        (result,) = train_step(decoder, optimizer, [batch], scale, dtype)
+        return {"tokens": (number + 1) * result.tokens, "loss": result.nats, "lr": scale}
+
+    Loop(context, "sft", decoder, optimizer, settings.steps).run(step, note=lambda row: f"loss {row['loss']:.3f}")
+    save_into(context, decoder, tokenizer)
+    context.progress.finish(f"{settings.steps * settings.rows * settings.length:,} tokens of worked conversations")
+    return {"steps": settings.steps, "tokens": settings.steps * settings.rows * settings.length}
+
+
+def trainable(model: Decoder) -> Decoder:
+    """With gradients on."""
+    return model.requires_grad_(True).train()
+
+
+def save_into(context: StageContext, model: Decoder, tokenizer: Tokenizer) -> None:
+    """Write the stage's `model/` folder."""
+    folder = context.folder / "model"
+    folder.mkdir(exist_ok=True)
+    control = tokenizer.control
+    save_model(model, folder, bos=control["<|bos|>"], eos=control["<|end|>"], pad=control["<|pad|>"])
+
+
+class Practice:
+    """Batches of packed practice conversations; batch n is a function of the seed and n alone."""
+
+    def __init__(self, chat: Chat, shares: dict[str, float], rows: int, length: int, seed: int) -> None:
+        self.chat, self.shares, self.rows, self.length, self.seed = chat, shares, rows, length, seed
+        self._chunk = functools.lru_cache(maxsize=2)(self._make_chunk)
+
+    def batch(self, number: int, device: str) -> Batch:
+        """Batch `number`, its weights summing to one."""
+        chunk = self._chunk(number // _CHUNK)
+        first = number % _CHUNK * self.rows
+        return pack_rows(chunk[first : first + self.rows], self.length, device)
+
+    def _make_chunk(self, number: int) -> list[list[Transcript]]:
+        rng = np.random.default_rng([self.seed, 4, number])
+        wanted = self.rows * _CHUNK
+        packer = Packer(self.length)
+        while len(packer.full) < wanted:
+            packer.add(draw(rng, self.chat, self.shares))
+        order = rng.permutation(wanted)
+        return [packer.full[i] for i in order]
+
+
+class Packer:
+    """Whole conversations into rows of `length`, best fit first (Ding et al. 2024, arXiv 2404.10830)."""
+
+    def __init__(self, length: int, open_rows: int = 32) -> None:
+        self.length, self.open_rows = length, open_rows
+        self.open: list[tuple[int, list[Transcript]]] = []  # room left, content
+        self.full: list[list[Transcript]] = []
+
+    def add(self, transcript: Transcript) -> None:
+        """Put a conversation into the fullest row that has room; one longer than a row is left out."""
+        size = len(transcript.ids()) - 1
+        if size > self.length:
+            return
+        fits = [(room, i) for i, (room, _) in enumerate(self.open) if room >= size]
+        if fits:
+            room, i = min(fits)
+            self.open[i][1].append(transcript)
+            self.open[i] = (room - size, self.open[i][1])
+        else:
+            self.open.append((self.length - size, [transcript]))
+            i = len(self.open) - 1
+        if self.open[i][0] < 16:
+            self.full.append(self.open.pop(i)[1])
+        elif len(self.open) > self.open_rows:
+            self.full.append(self.open.pop(min(range(len(self.open)), key=lambda j: self.open[j][0]))[1])
+
+    def finish(self) -> list[list[Transcript]]:
+        """All rows, the unfinished ones too."""
+        self.full += [content for _, content in self.open]
+        self.open = []
+        return self.full
+
+
+def pack_rows(
+    rows: list[list[Transcript]], length: int, device: str, advantages: dict[int, float] | None = None
+) -> Batch:
+    """A batch from packed conversations. Weights: 1/n for each of the n sampled tokens, or the
+    advantage of their conversation (by `id`). Padding is a document of its own without weight."""
+    shape = (len(rows), length)
+    tokens, targets, document = (np.zeros(shape, np.int64) for _ in range(3))
+    weights = np.zeros(shape, np.float32)
+    for row, content in enumerate(rows):
+        at = 0
+        for number, transcript in enumerate(content):
+            ids, sampled = transcript.ids(), transcript.sampled()
+            here = slice(at, at + len(ids) - 1)
+            tokens[row, here], targets[row, here] = ids[:-1], ids[1:]
+            value = 1.0 if advantages is None else advantages[id(transcript)]
+            weights[row, here] = np.array(sampled[1:], np.float32) * value
+            document[row, here] = number + 1
+            at += len(ids) - 1
+    if advantages is None:
+        weights /= max(1.0, weights.sum())
+    return Batch(*(torch.from_numpy(x).to(device) for x in (tokens, targets, weights, document)))
