@@ -12,6 +12,7 @@ import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ayllu.errors import (
     BadFileError,
@@ -27,6 +28,7 @@ ROWS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 PLAIN = (".txt", ".md")
 # Files that describe a folder rather than belong to its text.
 ABOUT = ("SOURCE.md", "README.md", "LICENSE.md", "LICENCE.md", "LICENSE.txt", "LICENCE.txt", "ATTRIBUTION.md")
+UNKNOWN = ("", "unknown", "none", "noassertion", "null", "n/a", "?", "-")  # words for no known licence
 PART_CHARACTERS = 20_000  # a longer plain file is cut into parts of about this size, at paragraphs
 
 
@@ -98,20 +100,16 @@ def corpus_files(path: Path) -> list[Path]:
 def read_rows(file: Path, *, licence: str = "", language: str = "") -> Iterator[Document]:
     """Documents of a JSONL file. Errors name the file and the line."""
     source = file.name.split(".jsonl")[0]
-    for number, line in _numbered_lines(file):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadFileError(f"{file}, line {number}: not valid JSON", why=str(error)) from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise BadFileError(f"{file}, line {number}: a row must be an object with a string `text`")
+    for number, row in read_objects(file):
+        if not isinstance(row.get("text"), str):
+            raise BadFileError(f"{file}, line {number}: a row must have a `text` that is a string")
         if _lone_surrogate(row["text"]):
             raise NotUtf8Error(
                 f"{file}, line {number}: the text has half a character (a lone \\ud800-\\udfff escape)",
                 fix="write the file again as UTF-8",
             )
         row["license"] = str(row.get("license") or row.get("licence") or licence).strip()
-        if not row["license"]:
+        if row["license"].lower() in UNKNOWN:
             raise LicenceMissingError(
                 f"{file}, line {number}: the document has no licence",
                 why="text without a known licence can't enter a mixture",
@@ -168,6 +166,18 @@ def cut_at_paragraphs(text: str, characters: int) -> list[str]:
 def read_lines(file: Path) -> list[str]:
     """The lines of a UTF-8 file (.gz and .xz too) that are not blank."""
     return [line for _, line in _numbered_lines(file)]
+
+
+def read_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each line of a JSONL file. BadFileError names the line."""
+    for number, line in _numbered_lines(file):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadFileError(f"{file}, line {number}: not valid JSON", why=str(error)) from error
+        if not isinstance(row, dict):
+            raise BadFileError(f"{file}, line {number}: a row must be a JSON object")
+        yield number, row
 
 
 def _numbered_lines(file: Path) -> Iterator[tuple[int, str]]:

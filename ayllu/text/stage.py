@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ayllu.errors import CorpusEmptyError, InputNotFoundError, TooLittleTextError
-from ayllu.files import read_json, write_json, write_text
+from ayllu.errors import BadFileError, CorpusEmptyError, InputNotFoundError, TooLittleTextError
+from ayllu.files import write_json, write_text
 from ayllu.stage import StageContext, bounded, free
 from ayllu.text import clean, decontaminate, dedup, mix
 from ayllu.text.document import Document, document_from_row, words
 from ayllu.text.language import UNDETERMINED, Identifier, learn_from, usage
 from ayllu.text.manifest import attribution, licence_table, make_manifest
-from ayllu.text.readers import read_corpus, read_lines
+from ayllu.text.readers import read_corpus, read_lines, read_objects
 from ayllu.text.tokenizer import Tokenizer, train_tokenizer
 
 PROBLEM_KEYS = ("prompt", "question", "problem", "text")  # of a JSONL file of evaluation problems
@@ -248,15 +248,20 @@ def drop_duplicates(documents: list[Document], near: float, dropped: list[Droppe
 
 
 def read_evaluation(path: Path) -> list[str]:
-    """Problem texts of a file: JSONL (`prompt`, `question`, `problem` or `text`), or one per line."""
+    """Problem texts of a file: JSONL (`prompt`, `question`, `problem` or `text`), or one per line.
+
+    Errors: InputNotFoundError, NotUtf8Error, BadFileError with the line.
+    """
     if not path.is_file():
         raise InputNotFoundError(f"the evaluation file {path} does not exist")
+    if ".jsonl" not in path.name:
+        return read_lines(path)
     texts = []
-    for line in read_lines(path):
-        if ".jsonl" in path.name:
-            row = json.loads(line)
-            line = next((str(row[key]) for key in PROBLEM_KEYS if key in row), "")
-        texts.append(line)
+    for number, row in read_objects(path):
+        key = next((key for key in PROBLEM_KEYS if isinstance(row.get(key), str)), None)
+        if key is None:
+            raise BadFileError(f"{path}, line {number}: none of {', '.join(PROBLEM_KEYS)} is there")
+        texts.append(row[key])
     return texts
 
 
@@ -270,9 +275,10 @@ def read_kept(folder: Path, split: str = "") -> list[Document]:
     path = folder / "documents.jsonl"
     if not path.is_file():
         raise InputNotFoundError(f"{path} is missing", fix="run the text stage first")
-    rows = [json.loads(line) for line in read_lines(path)]
     return [
-        document_from_row(row, source=row["source"], number=0) for row in rows if split in ("", row["split"])
+        document_from_row(row, source=row["source"], number=number)
+        for number, row in read_objects(path)
+        if split in ("", row["split"])
     ]
 
 
@@ -357,8 +363,3 @@ def one_thread() -> Iterator[None]:
             del os.environ["TOKENIZERS_PARALLELISM"]
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = before
-
-
-def load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished text stage."""
-    return read_json(folder / "manifest.json")

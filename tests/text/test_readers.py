@@ -95,7 +95,7 @@ def test_no_corpus_at_all() -> None:
         read_corpus([])
 
 
-@pytest.mark.parametrize("licence", [None, "", "  "])
+@pytest.mark.parametrize("licence", [None, "", "  ", "unknown", "NOASSERTION"])
 def test_a_row_without_a_licence_names_file_and_line(tmp_path: Path, licence: str | None) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(ROW) + b"\n" + lines(ROW | {"id": "a/2", "license": licence}))
     with pytest.raises(LicenceMissingError, match=r"a\.jsonl, line 3: .* no licence") as caught:

@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from ayllu.errors import CorpusEmptyError, InputNotFoundError, LicenceMissingError, TooLittleTextError
+from ayllu.errors import (
+    BadFileError,
+    CorpusEmptyError,
+    InputNotFoundError,
+    LicenceMissingError,
+    TooLittleTextError,
+)
 from ayllu.stage import StageContext
 from ayllu.text.document import Document
 from ayllu.text.manifest import documents_digest
@@ -188,6 +194,10 @@ def test_evaluation_files(
     result = make_text(context("text"), settings)
     assert (result["evaluation"]["texts"], result["evaluation"]["too_short"]) == (4, 1)
     assert [hit["id"] for hit in result["evaluation"]["hits"]] == ["leak/1"]
+    for bad in ('{"answer": 5}', "[1]", "{"):
+        (tmp_path / "bad.jsonl").write_text('{"prompt": "fine"}\n' + bad)
+        with pytest.raises(BadFileError, match=r"bad\.jsonl, line 2"):
+            read_evaluation(tmp_path / "bad.jsonl")
     with pytest.raises(InputNotFoundError, match="evaluation file"):
         make_text(context("text"), TextSettings(corpus=("corpus.jsonl",), evaluation=("gone.txt",)))
 
