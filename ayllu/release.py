@@ -165,7 +165,9 @@ def _write_configs(folder: Path, config: dict[str, Any]) -> None:
     }
     write_json(folder / "config.json", config | ids)
     # Greedy, because the answers are meant to be exact; transformers says so by do_sample.
-    write_json(folder / "generation_config.json", ids | {"do_sample": False})
+    # A tool call stops the model too, or it would make up the result itself.
+    stops = [tokenizer.control["<|end|>"], tokenizer.control["<|/tool|>"]]
+    write_json(folder / "generation_config.json", ids | {"eos_token_id": stops, "do_sample": False})
     template = CHAT_TEMPLATE.read_text(encoding="utf-8")
     write_text(folder / "chat_template.jinja", template)
     tokenizer_config = {

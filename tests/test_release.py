@@ -140,7 +140,8 @@ def test_transformers_knows_where_a_turn_ends(folder: Path, theirs: Any) -> None
 
     control = Tokenizer.load(folder).control
     generation = GenerationConfig.from_pretrained(folder)
-    assert generation.eos_token_id == theirs.eos_token_id == control["<|end|>"]
+    assert generation.eos_token_id == [control["<|end|>"], control["<|/tool|>"]]
+    assert theirs.eos_token_id == control["<|end|>"]
     assert generation.pad_token_id == theirs.pad_token_id == control["<|pad|>"]
     assert generation.bos_token_id == theirs.bos_token_id == control["<|bos|>"]
     assert generation.do_sample is False
@@ -297,6 +298,15 @@ def test_card_without_results_claims_nothing(tmp_path: Path) -> None:
     assert "Missing: the run has no mixture table." in card
     assert "%" not in card
     assert "# A \\<b\\>title\\</b\\> # with tricks\n" in card
+
+
+def test_the_cards_python_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    code = card.partition("With transformers")[2].partition("\n\n")[2].partition("\n\n")[0]
+    source = "\n".join(line.removeprefix("    ") for line in code.splitlines())
+    assert "max_new_tokens=200" in source
+    exec(source.replace("max_new_tokens=200", "max_new_tokens=3"), {"folder": folder})
+    assert capsys.readouterr().out.startswith("<|bos|><|user|>What is 417 + 385?<|end|><|assistant|>")
 
 
 def test_report_in_the_folder_is_about_these_weights(folder: Path, result: dict[str, Any]) -> None:
