@@ -155,6 +155,8 @@ def metrics_lines(steps: int = 300) -> list[str]:
                 "step": i,
                 "steps": 100,
                 "reward": share + noise + 0.02,
+                "reward_arithmetic": 0.9 + noise / 9,
+                "reward_countdown3": share + noise,
                 "pass_rate": min(share + noise, 1.0),
                 "length": 92 - 0.2 * i + 70 * noise,
                 "informative": 0.75 - 0.002 * i + noise,
@@ -249,7 +251,19 @@ def test_page_shows_what_the_stages_said(run: Path) -> None:
         'corpus = "data/default"',
     ):  # fmt: skip
         assert expected in page.text, expected
-    assert sum(tag == "svg" for tag, _ in page.tags) == 11  # accuracy, loss, bits, SFT, six of RL, time
+    assert sum(tag == "svg" for tag, _ in page.tags) == 12  # accuracy, loss, bits, SFT, seven of RL, time
+
+
+def test_bits_per_byte_measured_once_are_compared_as_bars(run: Path) -> None:
+    rows = [json.loads(line) for line in metrics_lines()]
+    rows = [{key: value for key, value in row.items() if key != "bits_per_byte"} for row in rows]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    write_report(run, RECIPE, finished_stages())
+    svgs = re.findall(r"<svg.*?</svg>", (run / "report.html").read_text(encoding="utf-8"))
+    (svg,) = [svg for svg in svgs if "Bits per byte on held-out documents" in svg]
+    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', svg)]
+    assert widths[0] / widths[1] == pytest.approx(1.893 / 2.214, rel=0.01)
+    assert "1.893" in svg and "2.214" in svg
 
 
 HOSTILE = [

@@ -208,6 +208,22 @@ def interval_chart(title: str, groups: Sequence[tuple[str, Sequence[Interval]]],
     return "".join(out)
 
 
+def bar_chart(title: str, bars: Sequence[tuple[str, float, int]], *, width: int = 720) -> str:
+    """Values from zero as horizontal bars (label, value, colour); empty without bars."""
+    if not bars:
+        return ""
+    left, right, row = 172, 70, 24
+    scale = (width - left - right) / max(*(value for _, value, _ in bars), 1e-12)
+    out = [_open(title, width, len(bars) * row + 6)]
+    for i, (label, value, colour) in enumerate(bars):
+        y, wide = i * row + 4, max(value * scale, 0.5)
+        out.append(_text(left - 8, y + 13, label, "label end"))
+        out.append(f'<rect class="bar c{colour}" x="{left}" y="{y}" width="{wide:.1f}" height="{row - 7}"/>')
+        out.append(_text(left + wide + 8, y + 13, f"{value:.3f}", "value"))
+    out.append("</svg>")
+    return "".join(out)
+
+
 def share_strip(title: str, parts: Sequence[tuple[str, float]], *, width: int = 720) -> str:
     """Parts of a whole as one strip (where the time went); names stand where they fit."""
     whole = sum(value for _, value in parts)

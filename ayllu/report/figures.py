@@ -9,6 +9,7 @@ from ayllu.report.charts import (
     Interval,
     Level,
     Series,
+    bar_chart,
     finite,
     interval_chart,
     line_chart,
@@ -80,6 +81,10 @@ def pretrain(report: Row, rows: Sequence[Row]) -> str:
         levels=levels,
         y_from=0.0,
     )
+    if not bits:
+        named = (("this model", result.get("bits_per_byte"), 2), ("xz -9e", xz, 1))
+        measured = [(label, float(v), colour) for label, v, colour in named if isinstance(v, (int, float))]
+        bits = bar_chart("Bits per byte on held-out documents", measured)
     out = ["<h2>Pretraining</h2>"]
     if not (loss or bits or result):
         return "".join(out) + missing(report, "pretrain", "The loss curve")
@@ -89,8 +94,8 @@ def pretrain(report: Row, rows: Sequence[Row]) -> str:
         figure(
             bits,
             "Bits per byte on held-out documents",
-            "How many bits the model needs for a byte of text that it has not seen. The dashed line is what "
-            "the compressor xz -9e makes of the same documents.",
+            "How many bits a byte of text needs that was not trained on: for the model, and for the "
+            "compressor xz -9e on the same documents. Less is better.",
         )
     )
     return "".join(out)
@@ -118,7 +123,7 @@ def rl(report: Row, rows: Sequence[Row]) -> str:
     panels = []
     for key, title, percent, colour in (
         ("reward", "mean reward", False, 1),
-        ("pass_rate", "pass rate", True, 2),
+        ("pass_rate", "groups solved at least once", True, 2),
         ("length", "answer length, tokens", False, 3),
         ("informative", "informative groups", True, 4),
         ("entropy", "entropy, nats per token", False, 1),
@@ -140,7 +145,17 @@ def rl(report: Row, rows: Sequence[Row]) -> str:
         "different rewards; only such groups teach anything."
     )
     pair = f'<div class="pair">{"".join(panels)}</div>'
-    return out + figure(pair, "Learning from verified answers", caption)
+    families = sorted({key for row in rows for key in row if key.startswith("reward_")})
+    lines = [
+        series(rows, key, key.removeprefix("reward_"), colour=1 + i % 4, noisy=True)
+        for i, key in enumerate(families)
+    ]
+    by_task = line_chart("Mean reward by task", lines, x_label="step", y_label="mean reward")
+    return (
+        out
+        + figure(pair, "Learning from verified answers", caption)
+        + figure(by_task, "Reward by task", "The same steps, each task on its own.")
+    )
 
 
 def time_strip(stages: dict[str, Row]) -> str:
