@@ -50,7 +50,9 @@ def test_a_client_that_leaves_while_waiting_is_never_started(scripted):
 
 
 def test_a_full_queue_is_503_with_retry_after(scripted):
-    with scripted(*LONG, delay=0.02, limits=Limits(running=1, waiting=1, grace=0.5)) as running:
+    with scripted(
+        *LONG, delay=0.02, limits=Limits(running=1, waiting=1, grace=0.5, ready_seconds=0.5)
+    ) as running:
         create = running.client().chat.completions.create
         streams = [create(model="tiny", messages=USER, stream=True) for _ in range(2)]
         status, body, headers = post(running, {"messages": USER, "stream": True})
