@@ -29,6 +29,7 @@ from ayllu.errors import (
     AylluError,
     BadFileError,
     FolderReadOnlyError,
+    InputNotFoundError,
     ResourceError,
     RunStoppedError,
     UsageError,
@@ -349,6 +350,19 @@ class Run:
 
     def _progress(self, stage: Stage) -> Progress:
         return Progress(stage.name, quiet=self.quiet, log=self.folder / "log.txt")
+
+
+def rewrite_report(folder: Path) -> Path:
+    """Make the report of a run folder anew from its markers; where the page is.
+
+    Raises InputNotFoundError when `folder` holds no run.
+    """
+    if not (folder / "recipe.toml").is_file():
+        raise InputNotFoundError(f"{folder} is not the folder of a run", fix="name one, such as runs/demo")
+    with locked(folder / ".lock"):
+        plan = Plan(read_recipe(folder / "recipe.toml"), {})
+        Run(folder, plan).write_report()
+    return folder / "report.html"
 
 
 @contextlib.contextmanager

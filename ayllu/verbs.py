@@ -1,0 +1,220 @@
+"""The verbs of the command line, each a typed function that cyclopts parses for.
+
+Imports stand inside the verbs: parsing needs neither torch nor a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from ayllu import __version__
+from ayllu.errors import UsageError
+
+Flag = Parameter(negative=())
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
+Model = Annotated[Path, Parameter(help="A model folder, a run folder, or a name under models/.")]
+
+app = App(
+    name="ayllu",
+    help="Make, check, run and carry on an open language model on one machine.",
+    version=__version__,
+    help_format="plaintext",
+    result_action="return_value",
+)
+
+
+@app.command
+def make(
+    recipe: Path,
+    /,
+    *,
+    until: str | None = None,
+    out: Path | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+    quiet: Annotated[bool, Flag] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a model: all stages of a recipe, from text to a released model folder.
+
+    Stages that are done are skipped; a stage that was broken off goes on where it stopped.
+
+    Parameters
+    ----------
+    recipe
+        A recipe file, such as recipes/demo.toml.
+    until
+        The last stage to do: text, tokenizer, pretrain, sft, rl, eval or release.
+    out
+        The run folder (default: runs/NAME).
+    seed
+        Overrules the recipe's seed.
+    threads
+        Overrules the recipe's threads (0: the physical cores).
+    quiet
+        No progress, only the result.
+    """
+    from ayllu.run import make as make_run
+
+    done = make_run(recipe, until=until, out=out, seed=seed, threads=threads, quiet=quiet)
+    if as_json:
+        print(json.dumps(done, indent=2))
+        return
+    from ayllu.progress import clock
+
+    if not done["finished"]:
+        print(f"{done['run']}: {', '.join(done['stages'])} done, {clock(done['wall_seconds'])} in all")
+        return
+    me = own_name()
+    print(f"The model is in {done['model']}, made in {clock(done['wall_seconds'])}; report: {done['report']}")
+    print(f'  ask it     {me} run {done["run"]} "What is 417 + 385?"')
+    print(f"  chat       {me} chat {done['run']}")
+    print(f"  serve it   {me} serve {done['run']}")
+
+
+@app.command
+def run(
+    model: Model,
+    prompt: str | None = None,
+    /,
+    *,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+    tools: Annotated[bool, Parameter(name="--tools", negative="--no-tools")] = True,
+    quiet: Annotated[bool, Flag] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer one prompt: the answer to stdout, thinking and tool calls to stderr.
+
+    Parameters
+    ----------
+    prompt
+        The question; `-` or nothing reads it from stdin.
+    max_tokens
+        At most so many tokens, thinking included (default: what the context holds).
+    temperature
+        0 always takes the likeliest token (default: as the model's generation_config.json says).
+    seed
+        Makes sampling repeatable.
+    tools
+        Let the model call its tools.
+    quiet
+        Only the answer, no thinking.
+    """
+    from ayllu.terminal import load_talk, one_answer, read_prompt
+
+    folder, question = _model_folder(model), read_prompt(prompt)
+    with load_talk(folder, tools=tools, max_tokens=max_tokens, temperature=temperature, seed=seed) as talk:
+        said = one_answer(talk, question, quiet=quiet, silent=as_json)
+    if as_json:
+        print(json.dumps(said, indent=2, ensure_ascii=False))
+    elif said["finish_reason"] == "length":
+        print("(cut off: no room or no tokens were left)", file=sys.stderr)
+
+
+@app.command
+def chat(
+    model: Model,
+    /,
+    *,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+    tools: Annotated[bool, Parameter(name="--tools", negative="--no-tools")] = True,
+) -> None:
+    """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.
+
+    Parameters
+    ----------
+    max_tokens
+        At most so many tokens an answer, thinking included.
+    temperature
+        0 always takes the likeliest token (default: as the model's generation_config.json says).
+    seed
+        Makes sampling repeatable.
+    tools
+        Let the model call its tools.
+    """
+    from ayllu.terminal import converse, load_talk
+
+    folder = _model_folder(model)
+    with load_talk(folder, tools=tools, max_tokens=max_tokens, temperature=temperature, seed=seed) as talk:
+        converse(talk)
+
+
+@app.command
+def serve(model: Model, /, *, host: str = "127.0.0.1", port: int = 8080) -> None:
+    """Serve a model over HTTP (OpenAI's chat completions) until Ctrl-C.
+
+    Parameters
+    ----------
+    host
+        Address to listen on. One that others can reach needs the key AYLLU_API_KEY.
+    port
+        Port to listen on; 0 takes a free one.
+    """
+    folder = _model_folder(model)
+    if not 0 <= port <= 65535:
+        raise UsageError(
+            f"--port {port} is not possible", fix="give a port from 1 to 65535, or 0 for a free one"
+        )
+    from ayllu.serve.app import serve as serve_model
+
+    serve_model(folder, host, port)
+
+
+@app.command
+def report(run_folder: Annotated[Path, Parameter(name="RUN")], /, *, as_json: Json = False) -> None:
+    """Write report.json and report.html of a run anew from what its stages recorded.
+
+    Parameters
+    ----------
+    run_folder
+        A run folder, such as runs/demo.
+    """
+    from ayllu.run import rewrite_report
+
+    written = rewrite_report(run_folder)
+    print((run_folder / "report.json").read_text(encoding="utf-8").rstrip() if as_json else written)
+
+
+@app.command
+def version(*, as_json: Json = False) -> None:
+    """Versions of Ayllu and of what it stands on."""
+    import platform
+
+    from ayllu.machine import package_version
+
+    versions = {"ayllu": __version__, "python": platform.python_version()}
+    versions |= {name: package_version(name) for name in ("torch", "tokenizers", "safetensors", "numpy")}
+    print(json.dumps(versions, indent=2) if as_json else "\n".join(f"{k} {v}" for k, v in versions.items()))
+
+
+def _model_folder(name: Path) -> Path:
+    from ayllu.models import resolve_model
+
+    return resolve_model(str(name))
+
+
+def own_name() -> str:
+    """How this program was called, so that a printed command can be copied."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{_near(Path(sys.executable))} -m ayllu"
+    found = shutil.which(called.name)
+    if found and Path(found).resolve() == called.resolve():
+        return called.name
+    return _near(called.absolute())
+
+
+def _near(path: Path) -> str:
+    """A path as one would type it here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,389 @@
+"""The command line: fast help, exit codes, who gets stdout, and a conversation at the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_engine import Params, ScriptedEngine
+
+from ayllu import cli, terminal, verbs
+from ayllu.errors import AylluError, NotUtf8Error, UsageError
+from ayllu.reason.loop import Event
+from ayllu.reason.transcript import Chat, Kind, call_text
+from ayllu.terminal import Painter, Talk, harmless
+from ayllu.text.tokenizer import train_tokenizer
+from ayllu.tools.calculator import CALCULATOR
+from ayllu.tools.tool import Toolbox
+
+ROOT = Path(__file__).parent.parent
+CHAT = Chat(train_tokenizer(iter(["What is 12+30? thinking calculator expression stop"]), 300))
+BOX = Toolbox([CALCULATOR])
+
+
+def ayllu(*words: str, cwd: Path = ROOT, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ayllu", *words],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **({"stdin": subprocess.DEVNULL} | more),
+    )
+
+
+# ---- help
+def test_help_is_fast() -> None:
+    def once() -> float:
+        began = time.perf_counter()
+        assert ayllu("--help").returncode == 0
+        return time.perf_counter() - began
+
+    assert min(once() for _ in range(5)) < 0.2
+
+
+def test_neither_help_nor_import_brings_torch() -> None:
+    program = (
+        "import sys, ayllu, ayllu.cli, ayllu.verbs, ayllu.run\n"
+        "try: ayllu.cli.main(['make', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'tokenizers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_verb_explains_itself() -> None:
+    overview = ayllu("--help").stdout
+    assert ayllu().stdout == ayllu("-h").stdout == overview
+    assert {name for name in verbs.app if not name.startswith("-")} == set(cli.VERBS)
+    for verb, text in cli.VERBS.items():
+        assert f"{verb} " in overview and text in overview
+        done = ayllu(verb, "--help")
+        assert done.returncode == 0 and "Usage: ayllu " + verb in done.stdout and done.stderr == ""
+        assert text in " ".join(done.stdout.split())
+
+
+def test_no_colour_where_there_is_no_terminal() -> None:
+    assert "\x1b" not in ayllu("--help").stdout
+
+
+# ---- exit codes
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["rnu"], 2, 'Did you mean "run"'),
+        (["make", "a.toml", "--utnil", "sft"], 2, "--until"),
+        (["make"], 2, "RECIPE"),
+        (["make", "a.toml", "--seed", "x"], 2, "--seed"),
+        (["make", "missing.toml"], 4, "there is no recipe missing.toml"),
+        (["make", "bad.toml"], 3, "line 1"),
+        (["make", "key.toml"], 3, "did you mean 'seed'"),
+        (["make", "range.toml"], 3, "from 0 to"),
+        (["make", "good.toml", "--until", "slt"], 2, "did you mean sft"),
+        (["run", "nothing", "hi"], 4, "there is no model 'nothing'"),
+        (["run", "empty", "hi"], 4, "config.json"),
+        (["serve", "nothing"], 4, "there is no model"),
+        (["serve", "empty", "--port", "99999"], 4, "config.json"),
+        (["chat", "nothing"], 4, "there is no model"),
+        (["report", "empty"], 4, "not the folder of a run"),
+    ],
+)
+def test_exit_codes(tmp_path: Path, words: list[str], code: int, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.toml").write_text("seed = ")
+    (tmp_path / "key.toml").write_text("sed = 1")
+    (tmp_path / "range.toml").write_text("seed = -1")
+    (tmp_path / "good.toml").write_text("seed = 1")
+    done = ayllu(*words, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and done.stdout == ""
+    assert done.stderr.startswith("ayllu: ") and "what to do: " in done.stderr
+    assert len(done.stderr.splitlines()) <= 3 and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_debug_shows_where() -> None:
+    done = ayllu("--debug", "run", "nothing", "hi")
+    assert done.returncode == 4 and "Traceback" in done.stderr and "there is no model" in done.stderr
+
+
+def test_an_unforeseen_error_is_owned_up_to(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise KeyError("thing")
+
+    monkeypatch.setattr("ayllu.run.make", broken)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["make", "a.toml"])
+    err = capsys.readouterr().err
+    assert caught.value.code == 1 and "mistake in Ayllu" in err and "Traceback" not in err
+
+
+def test_version_as_json() -> None:
+    done = ayllu("version", "--json")
+    assert json.loads(done.stdout)["torch"].startswith("2.")
+    assert ayllu("--version").stdout.strip() == json.loads(done.stdout)["ayllu"]
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from ayllu import cli; cli.main(['version'])"],
+        cwd=ROOT,
+        stdout=(write := os.pipe())[1],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for end in write:
+        os.close(end)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0 and err == ""
+
+
+def test_how_the_program_was_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / ".venv/bin/ayllu")])
+    assert verbs.own_name() == ".venv/bin/ayllu"
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "ayllu" / "__main__.py")])
+    assert verbs.own_name().endswith(" -m ayllu")
+
+
+# ---- text that reaches a terminal
+@given(st.text(st.characters(codec="utf-8")))
+def test_what_a_model_writes_cannot_command_the_terminal(text: str) -> None:
+    shown = harmless(text)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
+    assert harmless(shown) == shown
+    kept = [c for c in text if c.isprintable() or c in "\n\t\u200c\u200d"]
+    assert [c for c in shown if c in kept] == [c for c in kept if c in shown]
+
+
+def test_letters_joiners_and_lines_stay() -> None:
+    text = "నమస్కారం క్\u200cష Grüße\n\t12"
+    assert harmless(text) == text
+    assert harmless("a\x1b]0;title\x07\x9b31mb") == "a]0;title31mb"
+
+
+class Screen(io.StringIO):
+    def __init__(self, tty: bool) -> None:
+        super().__init__()
+        self.tty = tty
+
+    def isatty(self) -> bool:
+        return self.tty
+
+
+EVENTS = [
+    Event("think", "let me "),
+    Event("think", "see"),
+    Event("call", "calculator {}"),
+    Event("result", "42\x1b[2J"),
+    Event("say", "It is "),
+    Event("say", "42."),
+    Event("done"),
+]
+
+
+def test_the_answer_goes_to_stdout_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for tty in (False, True):
+        out, err = Screen(tty), Screen(tty)
+        painter = Painter(out, err)
+        for event in EVENTS:
+            painter.paint(event)
+        assert out.getvalue() == "It is 42.\n"
+        plain = err.getvalue().replace("\x1b[2m", "").replace("\x1b[22m", "")
+        assert plain == "let me see\n-> calculator {}\n<- 42[2J\n"
+        assert ("\x1b" in err.getvalue()) == tty  # dimmed on a terminal only
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    err = Screen(True)
+    Painter(Screen(True), err).paint(EVENTS[0])
+    assert err.getvalue() == "let me "
+
+
+# ---- one answer
+def reply(prompt: list[int]) -> list[int]:
+    """Think, ask the calculator, answer with what it said; `stop` in the question: think for ever."""
+    text = CHAT.tokenizer.decode(prompt)
+    if "stop" in text:
+        return [*CHAT.span(Kind.THINK, "thinking " * 2000).ids]
+    if CHAT.tokenizer.control["<|result|>"] in prompt[-20:]:
+        return list(CHAT.span(Kind.SAY, f"turn {text.count('What')}: 42").ids)
+    think, call = CHAT.span(Kind.THINK, "thinking"), call_text("calculator", {"expression": "12+30"})
+    return [*think.ids, *CHAT.span(Kind.CALL, call).ids]
+
+
+@contextlib.contextmanager
+def scripted(*_: Any, context: int = 4000, pause: float = 0.0, **options: Any) -> Iterator[Talk]:
+    engine = ScriptedEngine(reply, context_length=context)
+    step = engine.step
+
+    def slow_step() -> Any:
+        time.sleep(pause)
+        return step()
+
+    engine.step = slow_step  # type: ignore[method-assign]
+    yield Talk(engine, CHAT, BOX, Params(max_tokens=options.get("max_tokens")))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(terminal, "load_talk", scripted)
+    return str(tmp_path)
+
+
+def call_cli(*words: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    return int(caught.value.code or 0)
+
+
+def test_run_answers_on_stdout(model: str, capsys: Any) -> None:
+    assert call_cli("run", model, "What is 12+30?") == 0
+    out, err = capsys.readouterr()
+    assert out == "turn 1: 42\n"
+    assert err == 'thinking\n-> calculator {"expression":"12+30"}\n<- 42\n'
+
+
+def test_run_quiet_and_json(model: str, capsys: Any) -> None:
+    assert call_cli("run", model, "What is 12+30?", "--quiet") == 0
+    assert capsys.readouterr() == ("turn 1: 42\n", "")
+    assert call_cli("run", model, "What is 12+30?", "--json") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert json.loads(out) == {
+        "answer": "turn 1: 42",
+        "reasoning": "thinking",
+        "calls": [{"call": 'calculator {"expression":"12+30"}', "result": "42"}],
+        "finish_reason": "stop",
+        "tokens": json.loads(out)["tokens"],
+        "thinking_tokens": json.loads(out)["thinking_tokens"],
+    }
+
+
+@pytest.mark.parametrize("words", [["-"], []])
+def test_run_reads_stdin(model: str, capsys: Any, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What is 12+30?\n")))
+    assert call_cli("run", model, *words) == 0
+    assert capsys.readouterr().out == "turn 1: 42\n"
+
+
+def test_prompts_that_are_none(model: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    assert call_cli("run", model) == NotUtf8Error.exit_code
+    assert call_cli("run", model, "  ") == 2
+    monkeypatch.setattr(sys, "stdin", Screen(True))
+    assert call_cli("run", model) == UsageError.exit_code
+    assert "no prompt" in capsys.readouterr().err
+
+
+def test_an_answer_that_is_cut_is_said_to_be(model: str, capsys: Any) -> None:
+    assert call_cli("run", model, "stop", "--max-tokens", "5") == 0
+    assert "cut off" in capsys.readouterr().err
+
+
+def test_load_errors_keep_their_exit_code(model: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: Any, **__: Any) -> None:
+        error = AylluError("model.safetensors is cut short")
+        error.exit_code = 5
+        raise error
+
+    monkeypatch.setattr(terminal, "load_talk", damaged)
+    assert call_cli("run", model, "hi") == 5
+    assert "cut short" in capsys.readouterr().err
+
+
+# ---- a conversation
+def test_a_conversation_in_a_pipe(model: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "What is 12+30?\nWhat again?\n/reset\nWhat?\n\n/help\n/hlep\n/quit\nWhat?\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert call_cli("chat", model) == 0
+    out, err = capsys.readouterr()
+    assert out == "turn 1: 42\nturn 2: 42\nturn 1: 42\n"  # it remembers, and /reset forgets
+    assert "/reset" in err and "no command /hlep" in err
+
+
+def test_a_conversation_that_is_full_can_be_begun_anew(
+    model: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "load_talk", lambda *a, **k: scripted(context=150, **k))
+    lines = "What?\n" + "What long 0123456789 0123456789?\n" * 3 + "/reset\nWhat?\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert call_cli("chat", model) == 0
+    out, err = capsys.readouterr()
+    assert "/reset begins a new conversation" in err or "cut off" in err
+    assert out.endswith("turn 1: 42\n")
+
+
+def read_until(terminal_end: int, wanted: str, seconds: float = 20.0) -> str:
+    seen, end = "", time.monotonic() + seconds
+    while wanted not in seen and time.monotonic() < end:
+        if select.select([terminal_end], [], [], 0.1)[0]:
+            try:
+                seen += os.read(terminal_end, 4096).decode(errors="replace")
+            except OSError:
+                break
+    assert wanted in seen, seen[-500:]
+    return seen
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    program = (
+        "import test_cli, ayllu.terminal as t, ayllu.cli as c\n"
+        "t.load_talk = lambda *a, **k: test_cli.scripted(pause=0.01, **k)\n"
+        f"c.main(['chat', {str(tmp_path)!r}])\n"
+    )
+    child, end = pty.fork()
+    if child == 0:
+        paths = f"{ROOT}:{ROOT / 'tests'}"
+        os.execve(
+            sys.executable,
+            [sys.executable, "-c", program],
+            os.environ | {"PYTHONPATH": paths, "TERM": "xterm"},
+        )
+    try:
+        read_until(end, "> ")
+        os.write(end, b"please don't stop\n")
+        read_until(end, "\x1b[2mking\x1b[22m")  # dimmed
+        os.write(end, b"\x03")
+        read_until(end, "not remembered")
+        read_until(end, "> ")
+        os.write(end, b"\x03")  # at the prompt it only says how to leave
+        read_until(end, "Ctrl-D or /quit leaves")
+        os.write(end, b"What is 12+30?\n")
+        read_until(end, "turn 1: 42")  # the stopped question is forgotten
+        read_until(end, "> ")
+        os.write(end, b"\x04")
+        status = -1
+        for _ in range(100):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            time.sleep(0.1)
+        assert done and os.waitstatus_to_exitcode(status) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.close(end)
