@@ -144,7 +144,11 @@ def new_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 aside = temporary.with_suffix(".old")
                 os.replace(path, aside)
-                os.replace(temporary, path)
+                try:
+                    os.replace(temporary, path)
+                except BaseException:
+                    os.replace(aside, path)
+                    raise
                 shutil.rmtree(aside)
             else:
                 os.replace(temporary, path)

@@ -68,6 +68,11 @@ class Engine:
         for sequence in [*self.scheduler.waiting, *self.scheduler.running]:
             self.cancel(sequence)
 
+    def refresh(self) -> None:
+        """Take over the live Decoder's weights after they have changed. Nothing may be running."""
+        assert not self.busy, "weights can't change under running sequences"
+        self.executor.refresh()
+
     # ---- one request at a time
     def submit(self, prompt_ids: list[int], params: SamplingParams) -> Sequence:
         """Queue a prompt. Raises RequestError, ContextLengthError, QueueFullError before any work."""

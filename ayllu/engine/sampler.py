@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ayllu.engine.request import Sequence
+from ayllu.native import ops
 
 _MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
@@ -28,30 +29,27 @@ def uniform(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
 def sample(logits_BV: Tensor, sequences: list[Sequence]) -> tuple[list[int], list[float]]:
     """Next token and its log-probability (of the model itself, in nats) for each sequence."""
     logits_BV = logits_BV.float()
-    log_z_B = logits_BV.logsumexp(-1)
+    counters = np.array([len(s.token_ids) for s in sequences], np.uint64)
+    uniform_B = torch.from_numpy(uniform(np.array([s.seed for s in sequences], np.uint64), counters))
+    temperature_B = torch.tensor([s.params.temperature for s in sequences], dtype=torch.float32)
+    cut = any(s.params.top_k or s.params.top_p < 1 or s.params.min_p for s in sequences)
+    if not cut and ops.decoding_usable(logits_BV):
+        token_B, logprob_B = ops.sample(logits_BV, temperature_B, uniform_B)
+        return token_B.tolist(), logprob_B.tolist()
+    device = logits_BV.device
     # argmax returns the lowest index among equals on the CPU, but not by contract everywhere.
     greedy_B = (logits_BV == logits_BV.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
-    token_B = greedy_B
-    hot = [i for i, s in enumerate(sequences) if s.params.temperature > 0]
-    if hot:
-        rows = torch.tensor(hot, device=logits_BV.device)
-        drawn = _draw(logits_BV if len(hot) == len(sequences) else logits_BV[rows], [sequences[i] for i in hot])
-        token_B = greedy_B.index_copy(0, rows, drawn)
-    logprob_B = logits_BV.gather(-1, token_B[:, None])[:, 0] - log_z_B
-    return token_B.tolist(), logprob_B.tolist()
-
-
-def _draw(logits_BV: Tensor, sequences: list[Sequence]) -> Tensor:
-    device = logits_BV.device
-    temperature_B = torch.tensor([s.params.temperature for s in sequences], device=device)
-    p_BV = (logits_BV / temperature_B[:, None]).softmax(-1)
-    if any(s.params.top_k or s.params.top_p < 1 or s.params.min_p for s in sequences):
+    hot_B = (temperature_B > 0).to(device)
+    divisor_B = torch.where(hot_B, temperature_B.to(device), 1.0)
+    p_BV = (logits_BV / divisor_B[:, None]).softmax(-1)
+    if cut:
         p_BV = _cut(p_BV, sequences)
-    counters = np.array([len(s.token_ids) for s in sequences], np.uint64)
-    u_B = torch.from_numpy(uniform(np.array([s.seed for s in sequences], np.uint64), counters)).to(device)
     # Inverse of the cumulative distribution, in float64 so that the tail is not rounded away.
     c_BV = p_BV.double().cumsum(-1)
-    return torch.searchsorted(c_BV, (u_B * c_BV[:, -1])[:, None], right=True)[:, 0].clamp_(max=p_BV.shape[1] - 1)
+    drawn_B = torch.searchsorted(c_BV, (uniform_B.to(device) * c_BV[:, -1])[:, None], right=True)[:, 0]
+    token_B = torch.where(hot_B, drawn_B.clamp_(max=p_BV.shape[1] - 1), greedy_B)
+    logprob_B = logits_BV.gather(-1, token_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
+    return token_B.tolist(), logprob_B.tolist()
 
 
 def _cut(p_BV: Tensor, sequences: list[Sequence]) -> Tensor:

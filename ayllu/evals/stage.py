@@ -101,20 +101,14 @@ def open_engine(
 
 
 def _tasks(families: tuple[str, ...]) -> list[Task]:
-    from ayllu.reason.tasks.arithmetic import Arithmetic
-    from ayllu.reason.tasks.calculator import Calculator
-    from ayllu.reason.tasks.countdown import Countdown
-    from ayllu.reason.tasks.dialogue import Dialogue
+    from ayllu.reason.practice import TASKS
 
-    known: dict[str, Task] = {
-        task.family: task for task in (Arithmetic(), Calculator(), Countdown(), Dialogue())
-    }
     for family in families:
-        if family not in known:
+        if family not in TASKS:
             raise RecipeValueError(
-                f"eval.families: there is no family {family!r}", fix=f"choose from {', '.join(known)}"
+                f"eval.families: there is no family {family!r}", fix=f"choose from {', '.join(TASKS)}"
             )
-    return [known[family] for family in dict.fromkeys(families)]
+    return [TASKS[family] for family in dict.fromkeys(families)]
 
 
 def _evaluate(

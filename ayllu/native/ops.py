@@ -20,9 +20,14 @@ _pool = -1  # threads that the kernels were told to use
 
 def usable(x: Tensor) -> bool:
     """Whether the kernels apply to a tensor like `x`; also follows torch.set_num_threads."""
+    return x.dtype == torch.bfloat16 and decoding_usable(x)
+
+
+def decoding_usable(x: Tensor) -> bool:
+    """Whether the kernels of the decode step apply (they take float32 too)."""
     global _pool
     module = native.module()
-    if module is None or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+    if module is None or x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32):
         return False
     if _pool != torch.get_num_threads():
         _pool = torch.get_num_threads()
@@ -228,3 +233,50 @@ def cross_entropy_(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> t
         vocab,
     )
     return losses, entropies
+
+
+# ---- the decode step (no gradients)
+def decode_attention(
+    q_SHD: Tensor, k_SGD: Tensor, v_SGD: Tensor, keys_SGDT: Tensor, values_SGTD: Tensor, lengths_S: Tensor
+) -> Tensor:
+    """Store one new key and value for each slot at lengths_S (int64) and attend to all up to there."""
+    s, h, d = q_SHD.shape
+    g, capacity = keys_SGDT.shape[1], keys_SGDT.shape[3]
+    assert d <= 256 and keys_SGDT.shape[0] >= s and int(lengths_S.max()) < capacity
+    q_SHD, k_SGD, v_SGD = q_SHD.contiguous(), k_SGD.contiguous(), v_SGD.contiguous()
+    out = torch.empty_like(q_SHD)
+    kind = q_SHD.dtype
+    native.module().decode_attention(  # type: ignore[union-attr]
+        _address(q_SHD, kind),
+        _address(k_SGD, kind, s, g, d),
+        _address(v_SGD, kind, s, g, d),
+        _address(keys_SGDT, kind),
+        _address(values_SGTD, kind, keys_SGDT.shape[0], g, capacity, d),
+        _address(lengths_S, torch.int64, s),
+        _address(out, kind),
+        s,
+        h,
+        g,
+        d,
+        capacity,
+        d**-0.5,
+        kind == torch.bfloat16,
+    )
+    return out
+
+
+def sample(logits_BV: Tensor, temperature_B: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (int64) and their log-probabilities at temperature 1 from float32 logits."""
+    b, v = logits_BV.shape
+    logits_BV = logits_BV.contiguous()
+    tokens, logprobs = torch.empty(b, dtype=torch.int64), torch.empty(b)
+    native.module().sample(  # type: ignore[union-attr]
+        _address(logits_BV, F32),
+        _address(temperature_B, F32, b),
+        _address(uniform_B, torch.float64, b),
+        _address(tokens, torch.int64),
+        _address(logprobs, F32),
+        b,
+        v,
+    )
+    return tokens, logprobs

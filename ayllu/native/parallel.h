@@ -14,14 +14,14 @@ bool use_openmp(const char* library, int threads);
 int thread_count();
 void run_on_threads(void (*body)(void*, int thread, int threads), void* data, int threads);
 
-// body(first, last, thread) on even slices of [0, rows).
+// body(first, last, thread) on even slices of [0, rows); alone when there are fewer than `enough`.
 template <class Body>
-void parallel_rows(size_t rows, const Body& body) {
+void parallel_rows(size_t rows, const Body& body, size_t enough = 64) {
     struct Job {
         const Body* body;
         size_t rows;
     } job{&body, rows};
-    const int threads = rows < 64 ? 1 : thread_count();
+    const int threads = rows < enough ? 1 : thread_count();
     run_on_threads(
         [](void* data, int thread, int count) {
             const Job& j = *static_cast<Job*>(data);

@@ -7,7 +7,7 @@ split. Everything is a function of the seed and a counter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.random import Generator
@@ -20,10 +20,17 @@ from ayllu.reason.tasks.countdown import Countdown
 from ayllu.reason.tasks.dialogue import Dialogue
 from ayllu.reason.transcript import Chat, Transcript
 
-if TYPE_CHECKING:
-    from ayllu.evals.stage import EvalSettings
-
 CODE_VERSION = 1
+
+
+class Examination(Protocol):
+    """What is needed to know of an evaluation's settings."""
+
+    @property
+    def families(self) -> tuple[str, ...]: ...
+    @property
+    def n(self) -> int: ...
+
 
 TASKS: dict[str, Task] = {
     task.family: task for task in (Arithmetic(), Calculator(), Countdown(), Dialogue())
@@ -57,7 +64,7 @@ def practice_texts(seed: int) -> Iterator[str]:
             yield answer
 
 
-def evaluation_prompts(settings: EvalSettings, seed: int) -> list[str]:
+def evaluation_prompts(settings: Examination, seed: int) -> list[str]:
     """Prompts of the test split, for the search for leaks in the text."""
     prompts = []
     for family in settings.families:

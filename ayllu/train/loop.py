@@ -32,6 +32,7 @@ class Loop:
     optimizer: Optimizer
     steps: int
     state: dict[str, Any] = field(default_factory=dict)
+    on_resume: Callable[[dict[str, Any]], None] = lambda state: None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
 
     def run(self, step: Callable[[int], dict[str, Any]], *, note: Callable[[dict[str, Any]], str]) -> None:
@@ -41,6 +42,7 @@ class Loop:
         first = found.step if found else 0
         if found:
             self.state.update(found.state)
+            self.on_resume(self.state)
             self.context.progress.say(f"goes on from step {first} of {self.steps}")
         cut_metrics(self.context.metrics, self.stage, first)
         self.context.progress.start(self.steps, "steps", first)

@@ -43,7 +43,11 @@ class _Stack:
 
 
 class Optimizer:
-    """`step(scale)` updates the weights from their gradients; `tensors()` is all of its memory."""
+    """`step(scale)` updates the weights from their gradients; `tensors()` is all of its memory.
+
+    With `muon_lr` 0 AdamW takes the matrices too: the noisy gradients of RL have few directions worth
+    following, and orthogonalising makes all directions equally large.
+    """
 
     def __init__(
         self,
@@ -61,7 +65,7 @@ class Optimizer:
         self.adam: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         cuts = _joint_rows(model)
         for name, weight in model.named_parameters():
-            if weight.dim() == 2 and name.startswith("blocks."):
+            if muon_lr and weight.dim() == 2 and name.startswith("blocks."):
                 first = 0
                 for rows in cuts.get(name, [weight.shape[0]]):
                     stack = self.stacks.setdefault((rows, weight.shape[1]), _Stack())

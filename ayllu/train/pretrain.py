@@ -183,7 +183,7 @@ def throughput(config: ModelConfig, rows: int, length: int, rate: float, dtype: 
     flops = seconds = 0.0
     for inputs, outputs, count in shapes:
         for m, k, o in ((n, inputs, outputs), (n, outputs, inputs), (inputs, n, outputs)):
-            seconds += count * 2.0 * m * k * o / machine.measure_matmul(m, k, o, dtype)
+            seconds += count * 2.0 * m * k * o / machine.measure_matmul(m, k, o, str(dtype).removeprefix('torch.'))
             flops += count * 2.0 * m * k * o
     reached = config.train_flops_per_token(length) * rate
     matmul = flops / seconds

@@ -12,7 +12,7 @@ token ids that were sampled; nothing is decoded and encoded again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams
 from ayllu.errors import RecipeValueError, TrainingStoppedError
 from ayllu.model.weights import load_model
+from ayllu.reason.curriculum import Curriculum
 from ayllu.reason.loop import Answer, answer_batch
-from ayllu.reason.practice import TASKS, draw_level
+from ayllu.reason.practice import TASKS
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded
@@ -50,8 +51,7 @@ class RlSettings:
     rounds: int = bounded(3, 1, 20, "times that a step samples, at the most, to fill its groups")
     max_tokens: int = bounded(224, 16, 32768, "sampled tokens of an answer")
     temperature: float = bounded(1.0, 0.1, 2.0, "of the rollouts; the loss assumes 1")
-    muon_lr: float = bounded(0.002, 1e-6, 1.0, "peak rate of Muon (matrices)")
-    adam_lr: float = bounded(0.0004, 1e-7, 1.0, "peak rate of AdamW (embedding, norms)")
+    lr: float = bounded(0.0003, 1e-7, 1.0, "peak rate of AdamW")
     anchor: float = bounded(0.1, 0.0, 10.0, "weight of the SFT batch beside the policy gradient")
     anchor_rows: int = bounded(4, 1, 1024, "rows of the SFT batch")
     length: int = bounded(256, 64, 32768, "tokens of a packed row")
@@ -103,19 +103,19 @@ class Rollouts:
         self.engine, self.chat, self.settings, self.seed = engine, chat, settings, seed
         self.toolbox = Toolbox([CALCULATOR])
 
-    def sample(self, step: int, share_informative: float) -> list[Group]:
+    def sample(self, step: int, curriculum: Curriculum) -> list[Group]:
         """Groups of a step: rounds of problems until enough groups are informative."""
-        settings = self.settings
+        settings, share_informative = self.settings, curriculum.informative
         groups: list[Group] = []
         for number in range(settings.rounds):
             missing = settings.groups - sum(g.informative for g in groups)
             if missing <= 0:
                 break
             count = min(4 * settings.groups, int(np.ceil(missing / max(share_informative, 0.25))))
-            groups += self._round([self.seed, 5, step, number], count)
+            groups += self._round([self.seed, 5, step, number], count, curriculum)
         return groups
 
-    def _round(self, key: list[int], count: int) -> list[Group]:
+    def _round(self, key: list[int], count: int, curriculum: Curriculum) -> list[Group]:
         rng = np.random.default_rng(key)
         shares = self.settings.shares()
         families = list(shares)
@@ -123,7 +123,7 @@ class Rollouts:
         problems = []
         for _ in range(count):
             task = TASKS[families[rng.choice(len(families), p=chances)]]
-            problems.append(task.problem(rng, draw_level(rng, task), "train"))
+            problems.append(task.problem(rng, curriculum.draw_level(rng, task), "train"))
         prompts = [self.chat.start(p.prompt, tools=p.tools) for p in problems for _ in range(self.settings.size)]
         params = SamplingParams(
             max_tokens=self.settings.max_tokens,
@@ -160,20 +160,22 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
     tokenizer = Tokenizer.load(context.inputs["tokenizer"])
     chat = Chat(tokenizer)
     model = trainable(load_model(context.inputs["sft"] / "model", device=context.device))
-    optimizer = Optimizer(model, muon_lr=settings.muon_lr, adam_lr=settings.adam_lr)
+    optimizer = Optimizer(model, muon_lr=0.0, adam_lr=settings.lr)
     dtype = compute_type(context.device)
-    engine = Engine(model, device=context.device, weights="auto", max_sequences=512, tokenizer=tokenizer)
+    engine = Engine(model, device=context.device, weights="bfloat16", max_sequences=512, tokenizer=tokenizer)
     rollouts = Rollouts(engine, chat, settings, context.seed)
     anchor = Practice(chat, practice.shares(), settings.anchor_rows, settings.length, context.seed + 1)
-    loop = Loop(context, "rl", model, optimizer, settings.steps, state={"informative": 0.5, "empty": 0})
+    curriculum = Curriculum()
+    loop = Loop(context, "rl", model, optimizer, settings.steps)
+    loop.on_resume = lambda state: curriculum.restore(state["curriculum"])
 
     def step(number: int) -> dict[str, Any]:
-        groups = rollouts.sample(number, loop.state["informative"])
+        engine.refresh()
+        groups = rollouts.sample(number, curriculum)
+        curriculum.observe([(g.problem.family, g.problem.level, g.rewards) for g in groups])
+        loop.state["curriculum"] = asdict(curriculum)
         useful = [g for g in groups if g.informative][: settings.groups]
-        share = sum(g.informative for g in groups) / len(groups)
-        loop.state["informative"] = 0.8 * loop.state["informative"] + 0.2 * share
-        loop.state["empty"] = 0 if useful else loop.state["empty"] + 1
-        if loop.state["empty"] >= _PATIENCE:
+        if curriculum.empty >= _PATIENCE:
             raise TrainingStoppedError(*_explain(groups))
         batches = policy_batches(useful, settings, context.device) if useful else []
         if settings.anchor:

@@ -6,53 +6,63 @@ kept dense (a freed slot is filled by the last one), so that a decode step works
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ayllu.model.decoder import Decoder
+from ayllu.native import ops
 
 
 class _LayerSlots:
-    """Keys and values of one layer: (slots, kv heads, capacity, head size)."""
+    """Keys (slots, kv heads, head size, capacity) and values (slots, kv heads, capacity, head size)
+    of one layer. Keys lie transposed, as the product with a query wants them."""
 
     def __init__(self, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.k_SGTD = torch.empty(0, kv_heads, 0, head_dim, dtype=dtype, device=device)
+        self.k_SGDT = torch.empty(0, kv_heads, head_dim, 0, dtype=dtype, device=device)
         self.v_SGTD = torch.empty(0, kv_heads, 0, head_dim, dtype=dtype, device=device)
-        self.first = 0  # slot of the batch's first row
-        self.index_B: Tensor = torch.empty(0, dtype=torch.long)  # write position while decoding
+        self.first = 0  # prefill: slot of the batch's first row
+        self.lengths_B: Tensor | None = None  # decode: tokens stored before this one; None: prefill
         self.longest = 0
-        self.mask_B1T: Tensor | None = None  # None: prefill
 
     def grow(self, slots: int, capacity: int) -> None:
         """Make room, keeping what is stored."""
-        for name in ("k_SGTD", "v_SGTD"):
-            old = getattr(self, name)
-            s, g, t, d = old.shape
-            if slots > s or capacity > t:
-                new = old.new_zeros(max(slots, s), g, max(capacity, t), d)
-                new[:s, :, :t] = old
-                setattr(self, name, new)
+        s, g, t, d = self.v_SGTD.shape
+        if slots > s or capacity > t:
+            k_SGDT = self.k_SGDT.new_zeros(max(slots, s), g, d, max(capacity, t))
+            v_SGTD = self.v_SGTD.new_zeros(max(slots, s), g, max(capacity, t), d)
+            k_SGDT[:s, :, :, :t], v_SGTD[:s, :, :t] = self.k_SGDT, self.v_SGTD
+            self.k_SGDT, self.v_SGTD = k_SGDT, v_SGTD
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a slot's first `length` entries over another's."""
+        self.k_SGDT[target, :, :, :length] = self.k_SGDT[source, :, :, :length]
+        self.v_SGTD[target, :, :length] = self.v_SGTD[source, :, :length]
 
     def attend(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
         """Store keys and values; attend causally (prefill) or to the whole slot (decode)."""
         b, t, h, d = q_BTHD.shape
         g = k_BTGD.shape[2]
-        slots = slice(self.first, self.first + b)
-        if self.mask_B1T is None:
+        if self.lengths_B is None:
+            slots = slice(self.first, self.first + b)
             q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
-            self.k_SGTD[slots, :, :t], self.v_SGTD[slots, :, :t] = k, v
+            self.k_SGDT[slots, :, :, :t], self.v_SGTD[slots, :, :t] = k.transpose(2, 3), v
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=h != g)
             return y.transpose(1, 2)
+        if ops.decoding_usable(q_BTHD):
+            new = (x[:, 0] for x in (q_BTHD, k_BTGD, v_BTGD))
+            return ops.decode_attention(*new, self.k_SGDT, self.v_SGTD, self.lengths_B)[:, None]
         rows = torch.arange(b, device=q_BTHD.device)
-        self.k_SGTD[rows, :, self.index_B] = k_BTGD[:, 0]
-        self.v_SGTD[rows, :, self.index_B] = v_BTGD[:, 0]
-        k = self.k_SGTD[:b, :, : self.longest].flatten(0, 1)
+        self.k_SGDT[rows, :, :, self.lengths_B] = k_BTGD[:, 0]
+        self.v_SGTD[rows, :, self.lengths_B] = v_BTGD[:, 0]
+        k = self.k_SGDT[:b, :, :, : self.longest].flatten(0, 1)
         v = self.v_SGTD[:b, :, : self.longest].flatten(0, 1)
         # The heads of one key-value head form a small matrix, so that keys are read once.
-        scores = torch.bmm(q_BTHD.reshape(b * g, h // g, d) * d**-0.5, k.transpose(1, 2))
-        scores = scores.view(b, h, -1) + self.mask_B1T
-        weights = scores.softmax(-1).view(b * g, h // g, -1)
+        scores = torch.bmm(q_BTHD.reshape(b * g, h // g, d) * d**-0.5, k).view(b, h, -1)
+        later_BT = torch.arange(self.longest, device=q_BTHD.device) > self.lengths_B[:, None]
+        weights = scores.masked_fill(later_BT[:, None], -torch.inf).softmax(-1).view(b * g, h // g, -1)
         return torch.bmm(weights, v).view(b, 1, h, d)
 
 
@@ -60,10 +70,26 @@ class TorchExecutor:
     """Prefill and decode over dense slots."""
 
     def __init__(self, model: Decoder, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+        self.source, self.dtype = model, dtype
         self.device = model.embedding.weight.device
         self.lengths: list[int] = []  # tokens stored in each slot
         self.layers = [_LayerSlots(s.kv_heads, s.head_dim, dtype, self.device) for s in model.config.layers]
+        self.model = model
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over the weights as they are now (they are shared, unless the type differs)."""
+        if self.source.embedding.weight.dtype == self.dtype:
+            return
+        if self.model is self.source:
+            self.model = copy.deepcopy(self.source).requires_grad_(False)
+            for module in self.model.modules():
+                if isinstance(module, nn.Linear | nn.Embedding):
+                    module.to(self.dtype)  # norms stay in float32
+            return
+        with torch.no_grad():
+            for mine, given in zip(self.model.parameters(), self.source.parameters(), strict=True):
+                mine.copy_(given)
 
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         """Give each prompt the next free slot -> logits after its last token, (len(prompts), V)."""
@@ -74,7 +100,7 @@ class TorchExecutor:
         first = len(self.lengths)
         for layer in self.layers:
             layer.grow(first + len(prompts), _round_up(longest + 1))
-            layer.first, layer.mask_B1T = first, None
+            layer.first, layer.lengths_B = first, None
         # Rows are padded on the right: causality keeps the padding away from every real token.
         states_BTC = self._states(tokens_BT.to(self.device), None)
         self.lengths += [len(p) for p in prompts]
@@ -83,16 +109,13 @@ class TorchExecutor:
 
     def decode(self, tokens: list[int]) -> Tensor:
         """One more token for every slot, in order -> logits (slots, V)."""
-        index_B = torch.tensor(self.lengths, device=self.device)
+        lengths_B = torch.tensor(self.lengths, device=self.device)
         longest = max(self.lengths) + 1
-        positions_T = torch.arange(longest, device=self.device)
-        mask_B1T = torch.zeros(len(tokens), 1, longest, dtype=self.dtype, device=self.device)
-        mask_B1T.masked_fill_((positions_T > index_B[:, None])[:, None], -torch.inf)
         for layer in self.layers:
             layer.grow(len(tokens), _round_up(longest))
-            layer.first, layer.index_B, layer.longest, layer.mask_B1T = 0, index_B, longest, mask_B1T
+            layer.lengths_B, layer.longest = lengths_B, longest
         tokens_B1 = torch.tensor(tokens, device=self.device)[:, None]
-        states_BTC = self._states(tokens_B1, index_B[:, None])
+        states_BTC = self._states(tokens_B1, lengths_B[:, None])
         self.lengths = [n + 1 for n in self.lengths]
         return self._logits(states_BTC[:, 0])
 
@@ -100,11 +123,9 @@ class TorchExecutor:
         """Drop a slot; the last one moves into its place."""
         last = len(self.lengths) - 1
         if slot != last:
-            n = self.lengths[last]
             for layer in self.layers:
-                layer.k_SGTD[slot, :, :n] = layer.k_SGTD[last, :, :n]
-                layer.v_SGTD[slot, :, :n] = layer.v_SGTD[last, :, :n]
-            self.lengths[slot] = n
+                layer.move(last, slot, self.lengths[last])
+            self.lengths[slot] = self.lengths[last]
         self.lengths.pop()
 
     @torch.inference_mode()

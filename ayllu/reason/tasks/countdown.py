@@ -1,14 +1,14 @@
 """Countdown: reach a target from given numbers, each used exactly once, with + - * and /.
 
 The game of the TV show, as a reasoning test: Stream of Search (Gandhi et al. 2024) and TinyZero
-(2025, numbers 1-99, targets 10-99, the same here). The trace is a bounded search, written so that a
-small model can follow it: each line combines two numbers and then tries the third; the first hit
-ends the search.
+(2025; numbers 1-99, targets 10-99, the same here). The expert whose traces are learnt searches
+blindly: a line combines two numbers and then tries the third in every way; lines come in random
+order; the first hit ends the search, and after three lines without one the expert gives up. So SFT
+teaches the form of a search and its arithmetic, and where to look first is left for RL to find out
+(the search of optimal experts leaves nothing to learn, that of bad ones does: Gandhi et al., section 5).
 
-Two ideas keep it short. With n1 >= n2 >= n3 all sums and differences of three numbers are n1+n2+n3,
-n1+n2-n3, n1-n2+n3 and |n1-n2-n3|, so two lines cover them. And a product above 198 can't come back
-below 100 by subtracting a number below 100, so it isn't tried (a few solutions such as 60*50/40 are
-lost to that bound; it is a bounded search).
+A product above 198 can't come back below 100 by subtracting a number below 100, so it isn't tried (a
+few solutions such as 60*50/40 are lost to that).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ayllu.reason.transcript import Kind
 
 LOW, HIGH = 1, 99  # numbers
 TARGETS = (10, 99)
+PATIENCE = 3  # lines of the expert's search
 _PRODUCT_BOUND = TARGETS[1] + HIGH
 
 PROMPTS = (
@@ -58,38 +59,34 @@ def _split_operation(text: str) -> tuple[str, str, str]:
     return text[:position], text[position], text[position + 1 :]
 
 
-def _outer(value: int, third: int, *, signs: str) -> Iterator[tuple[str, int]]:
+def _outer(value: int, third: int) -> Iterator[tuple[str, int]]:
     """What the third number can do to a value, in the order in which the trace tries it."""
     high, low = max(value, third), min(value, third)
-    if "+" in signs:
-        yield f"{value}+{third}", value + third
-    if "-" in signs and high > low:
+    yield f"{value}+{third}", value + third
+    if high > low:
         yield f"{high}-{low}", high - low
-    if "*" in signs and low > 1 and value * third <= TARGETS[1]:
+    if low > 1 and value * third <= TARGETS[1]:
         yield f"{value}*{third}", value * third
-    if "/" in signs and low > 1 and high % low == 0:
+    if low > 1 and high % low == 0:
         yield f"{high}/{low}", high // low
 
 
-def search(numbers: tuple[int, ...]) -> Iterator[list[Try]]:
-    """The lines of the bounded search, in order; each a list of tries with the same inner pair."""
+def lines(numbers: tuple[int, ...]) -> list[list[Try]]:
+    """All lines of a search: for each pair and sign, what the third number makes of its value."""
     a, b, c = sorted(numbers, reverse=True)
-    plans: list[tuple[str, int, int, str]] = [(f"{a}+{b}", a + b, c, "+-")]
-    if a > b:
-        plans.append((f"{a}-{b}", a - b, c, "+-"))
-    pairs = ((a, b, c), (a, c, b), (b, c, a))
-    for x, y, z in pairs:
+    found = []
+    for x, y, z in ((a, b, c), (a, c, b), (b, c, a)):
+        inner = [(f"{x}+{y}", x + y)]
+        if x > y:
+            inner.append((f"{x}-{y}", x - y))
         if y > 1 and x * y <= _PRODUCT_BOUND:
-            plans.append((f"{x}*{y}", x * y, z, "+-*/"))
+            inner.append((f"{x}*{y}", x * y))
         if y > 1 and x % y == 0:
-            plans.append((f"{x}/{y}", x // y, z, "+-*/"))
-    for x, y, z in pairs:
-        plans.append((f"{x}-{y}", x - y, z, "*/"))
-        plans.append((f"{x}+{y}", x + y, z, "*/"))
-    for inner, value, third, signs in plans:
-        tries = [Try(inner, value, outer, result) for outer, result in _outer(value, third, signs=signs)]
-        if value > 0 and tries:
-            yield tries
+            inner.append((f"{x}/{y}", x // y))
+        for text, value in inner:
+            if tries := [Try(text, value, outer, result) for outer, result in _outer(value, z)]:
+                found.append(tries)
+    return found
 
 
 def reachable(numbers: tuple[int, ...]) -> set[int]:
@@ -98,6 +95,15 @@ def reachable(numbers: tuple[int, ...]) -> set[int]:
     found: set[int] = set()
     _reach(values, found)
     return {n for n in found if TARGETS[0] <= n <= TARGETS[1]}
+
+
+def sums(numbers: tuple[int, ...]) -> set[int]:
+    """What addition and subtraction alone reach."""
+    first, *rest = numbers
+    values = {first, -first}
+    for n in rest:
+        values = {v + s for v in values for s in (n, -n)}
+    return values
 
 
 def _reach(values: list[tuple[int, int]], found: set[int]) -> None:
@@ -117,10 +123,11 @@ def _reach(values: list[tuple[int, int]], found: set[int]) -> None:
 
 
 class Countdown:
-    """Countdown with three numbers."""
+    """Countdown with three numbers. Level 1: sums and differences are enough; level 2: they are not;
+    level 3: the game as it is dealt (four in five deals are level 1)."""
 
     family = "countdown3"
-    levels = 1
+    levels = 3
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Uniform numbers, then one of the targets that they reach. The split goes by the numbers
@@ -131,6 +138,8 @@ class Countdown:
             if split_of(key) != split:
                 continue
             targets = sorted(reachable(numbers))
+            if level < 3:
+                targets = [t for t in targets if (t in sums(numbers)) == (level == 1)]
             if not targets:
                 continue
             target = targets[int(rng.integers(len(targets)))]
@@ -139,18 +148,19 @@ class Countdown:
             return Problem(self.family, level, f"{key} {target}", prompt, str(target), data)
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
-        """The search as text; an honest "no" where the bounded search finds nothing."""
+        """A blind search of at most three lines; an honest "no" when they hold no hit."""
         numbers, target = tuple(problem.data["numbers"]), problem.data["target"]
-        lines = []
-        for tries in search(numbers):
+        choices, written = lines(numbers), []
+        for index in rng.permutation(len(choices))[:PATIENCE]:
+            tries = choices[index]
             line = f"{tries[0].inner}={tries[0].value}"
             for attempt in tries:
                 line += f" {attempt.outer}={attempt.result}"
                 if attempt.result == target:
-                    lines.append(line + "!")
-                    return [Piece(Kind.THINK, "\n".join(lines)), Piece(Kind.SAY, attempt.expression())]
-            lines.append(line)
-        return [Piece(Kind.THINK, "\n".join(lines)), Piece(Kind.SAY, "no")]
+                    written.append(line + "!")
+                    return [Piece(Kind.THINK, "\n".join(written)), Piece(Kind.SAY, attempt.expression())]
+            written.append(line)
+        return [Piece(Kind.THINK, "\n".join(written)), Piece(Kind.SAY, "no")]
 
     def verify(self, problem: Problem, answer: str | None) -> Verdict:
         """Strict: the answer is an expression of exactly the given numbers with the target's value.
