@@ -40,9 +40,9 @@ class SftSettings:
     adam_lr: float = bounded(0.004, 1e-6, 1.0, "peak rate of AdamW (embedding, norms)")
     weight_decay: float = bounded(0.1, 0.0, 10.0, "cautious decay of the matrices")
     arithmetic: float = bounded(0.4, 0.0, 1.0, "share of conversations")
-    calculator: float = bounded(0.1, 0.0, 1.0, "share of conversations")
-    countdown3: float = bounded(0.4, 0.0, 1.0, "share of conversations")
-    dialogue: float = bounded(0.1, 0.0, 1.0, "share of conversations")
+    calculator: float = bounded(0.2, 0.0, 1.0, "share of conversations")
+    countdown3: float = bounded(0.32, 0.0, 1.0, "share of conversations")
+    dialogue: float = bounded(0.08, 0.0, 1.0, "share of conversations")
 
     def shares(self) -> dict[str, float]:
         """Family -> share. RecipeValueError when all are zero."""

@@ -45,6 +45,16 @@ def subtract_lines(x: int, y: int) -> list[str]:
     return lines
 
 
+def compare_line(x: int, y: int) -> str:
+    """Digits from the first on until they differ. 519, 193 -> 5>1; 694, 657 -> 6=6 9>5."""
+    width, found = max(len(str(x)), len(str(y))), []
+    for p, q in zip(reversed(_digits(x, width)), reversed(_digits(y, width)), strict=True):
+        found.append(f"{p}{'>' if p > q else '<' if p < q else '='}{q}")
+        if p != q:
+            break
+    return " ".join(found)
+
+
 def multiply_lines(x: int, y: int) -> list[str]:
     """47*36 -> the products with 6 and with 3, each digit by digit and then whole, then their sum."""
     lines, parts = [], []
@@ -104,9 +114,9 @@ class Arithmetic:
         elif op == "*":
             lines = multiply_lines(x, y)
         elif x >= y:
-            lines = subtract_lines(x, y)
+            lines = [compare_line(x, y), *subtract_lines(x, y)]
         else:  # the sign first, then the other way round
-            lines = [f"-({y}-{x})", *subtract_lines(y, x)]
+            lines = [compare_line(x, y), f"-({y}-{x})", *subtract_lines(y, x)]
         return [Piece(Kind.THINK, "\n".join(lines)), Piece(Kind.SAY, problem.answer)]
 
     def verify(self, problem: Problem, answer: str | None) -> Verdict:
