@@ -12,15 +12,16 @@ from typing import Protocol
 import numpy as np
 from numpy.random import Generator
 
-from ayllu.reason.task import Task, conversation
+from ayllu.reason.task import Task, worked
 from ayllu.reason.tasks import dialogue
 from ayllu.reason.tasks.arithmetic import Arithmetic
 from ayllu.reason.tasks.calculator import Calculator
 from ayllu.reason.tasks.countdown import Countdown
 from ayllu.reason.tasks.dialogue import Dialogue
-from ayllu.reason.transcript import Chat, Transcript
+from ayllu.reason.transcript import Chat, Kind, Transcript, system_text
 
 CODE_VERSION = 1
+_TURNS = (0.8, 0.13, 0.07)  # chances of one, two, three turns
 
 
 class Examination(Protocol):
@@ -38,16 +39,27 @@ TASKS: dict[str, Task] = {
 
 
 def draw(rng: Generator, chat: Chat, shares: dict[str, float]) -> Transcript:
-    """One worked conversation from the train split; families by their shares, levels evenly but the
-    highest twice as often."""
-    families = list(shares)
-    total = sum(shares.values())
-    family = families[rng.choice(len(families), p=[shares[f] / total for f in families])]
-    if family == "dialogue":
-        return dialogue.transcript(chat, dialogue.turns(rng, "train"))
-    task = TASKS[family]
-    problem = task.problem(rng, draw_level(rng, task), "train")
-    return conversation(chat, problem, task.trace(problem, rng))
+    """One worked conversation from the train split: one to three turns, families by their shares.
+
+    The calculator is on offer where a turn needs it and in half of the other conversations, so that
+    having it doesn't mean using it.
+    """
+    families = [name for name in shares if shares[name]]
+    chances = np.array([shares[name] for name in families])
+    turns = 1 + int(rng.choice(3, p=_TURNS))
+    drawn = [families[i] for i in rng.choice(len(families), turns, p=chances / chances.sum())]
+    offered = "calculator" in drawn or bool(rng.integers(2))
+    transcript = Transcript()
+    if offered:
+        transcript = chat.add(transcript, Kind.SYSTEM, system_text("", ("calculator",)))
+    for family in drawn:
+        task = TASKS[family]
+        problem = task.problem(rng, draw_level(rng, task), "train")
+        while offered and problem.data.get("intent") == "too_large":  # with a calculator nothing is
+            problem = task.problem(rng, 1, "train")
+        transcript = chat.add(transcript, Kind.USER, problem.prompt)
+        transcript = worked(chat, transcript, task.trace(problem, rng))
+    return transcript
 
 
 def draw_level(rng: Generator, task: Task) -> int:

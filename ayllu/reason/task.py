@@ -68,7 +68,11 @@ def split_of(key: str) -> str:
 
 def conversation(chat: Chat, problem: Problem, trace: list[Piece]) -> Transcript:
     """A worked solution as a transcript; what the model has to write is marked as sampled."""
-    transcript = chat.start(problem.prompt, tools=problem.tools)
+    return worked(chat, chat.start(problem.prompt, tools=problem.tools), trace)
+
+
+def worked(chat: Chat, transcript: Transcript, trace: list[Piece]) -> Transcript:
+    """`transcript` with the expert's turn appended."""
     for piece in trace:
         transcript = chat.add(transcript, piece.kind, piece.text, sampled=piece.kind != Kind.RESULT)
     return transcript

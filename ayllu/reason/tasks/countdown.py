@@ -145,7 +145,8 @@ class Countdown:
             target = targets[int(rng.integers(len(targets)))]
             prompt = PROMPTS[rng.integers(len(PROMPTS))].format(numbers=", ".join(map(str, numbers)), target=target)
             data = {"numbers": list(numbers), "target": target}
-            return Problem(self.family, level, f"{key} {target}", prompt, str(target), data)
+            tools = ("calculator",) if rng.integers(2) else ()
+            return Problem(self.family, level, f"{key} {target}", prompt, str(target), data, tools)
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
         """A blind search of at most three lines; an honest "no" when they hold no hit."""
