@@ -134,13 +134,22 @@ class Engine:
 
     # ---- conveniences
     def generate(
-        self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams] | None = None, **options: Any
+        self,
+        prompts: list[list[int]],
+        params: SamplingParams | list[SamplingParams] | None = None,
+        **options: Any,
     ) -> list[Completion]:
         """Continue many prompts -> completions in the same order. `options` are SamplingParams fields."""
         each = params if isinstance(params, list) else [params or SamplingParams(**options)] * len(prompts)
-        sequences = [self.submit(prompt, p) for prompt, p in zip(prompts, each, strict=True)]
-        while not all(s.finished for s in sequences):
-            self.step()
+        sequences: list[Sequence] = []
+        try:
+            for prompt, wanted in zip(prompts, each, strict=True):
+                sequences.append(self.submit(prompt, wanted))
+            while not all(s.finished for s in sequences):
+                self.step()
+        finally:  # a refused prompt must not leave the others behind in the queue
+            for sequence in sequences:
+                self.cancel(sequence)
         return [completion(s) for s in sequences]
 
     def stream(self, prompt: str | list[int], **options: Any) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, field
 
 from ayllu.errors import RequestError
@@ -28,7 +29,17 @@ class SamplingParams:
     stop_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _check("max_tokens", self.max_tokens is None or 1 <= self.max_tokens, "at least 1", self.max_tokens)
+        for name in ("max_tokens", "top_k", "seed"):
+            value = getattr(self, name)
+            none = value is None and name != "top_k"
+            _check(name, none or _is_whole(value), "that is a whole number", value)
+        for name in ("temperature", "top_p", "min_p"):
+            value = getattr(self, name)
+            good = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            _check(name, good, "that is a number", value)
+        good = isinstance(self.stop_ids, tuple) and all(map(_is_whole, self.stop_ids))
+        _check("stop_ids", good, "that is a tuple of token ids", self.stop_ids)
+        _check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1", self.max_tokens)
         _check("temperature", 0 <= self.temperature <= 10, "from 0 to 10", self.temperature)
         _check("top_k", self.top_k >= 0, "0 (off) or more", self.top_k)
         _check("top_p", 0 < self.top_p <= 1, "above 0 and at most 1", self.top_p)
@@ -36,9 +47,13 @@ class SamplingParams:
         _check("seed", self.seed is None or 0 <= self.seed <= MAX_SEED, f"from 0 to {MAX_SEED}", self.seed)
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def _check(name: str, good: bool, bounds: str, value: object) -> None:
     if not good or (isinstance(value, float) and not math.isfinite(value)):
-        raise RequestError(f"{name} = {value} is out of bounds", fix=f"use a value {bounds}")
+        raise RequestError(f"{name} = {value!r:.100} can't be used", fix=f"use a value {bounds}")
 
 
 @dataclass(eq=False)

@@ -13,7 +13,8 @@ from torch import Tensor
 from ayllu.engine.request import Sequence
 from ayllu.native import ops
 
-_MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
+# Below this a temperature is greedy: dividing float32 logits by less loses them to infinity.
+_COLDEST = 1e-5
 
 
 def uniform(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
@@ -31,14 +32,17 @@ def sample(logits_BV: Tensor, sequences: list[Sequence]) -> tuple[list[int], lis
     logits_BV = logits_BV.float()
     counters = np.array([len(s.token_ids) for s in sequences], np.uint64)
     uniform_B = torch.from_numpy(uniform(np.array([s.seed for s in sequences], np.uint64), counters))
-    temperature_B = torch.tensor([s.params.temperature for s in sequences], dtype=torch.float32)
+    temperatures = [s.params.temperature if s.params.temperature >= _COLDEST else 0.0 for s in sequences]
+    temperature_B = torch.tensor(temperatures, dtype=torch.float32)
     cut = any(s.params.top_k or s.params.top_p < 1 or s.params.min_p for s in sequences)
     if not cut and ops.decoding_usable(logits_BV):
         token_B, logprob_B = ops.sample(logits_BV, temperature_B, uniform_B)
         return token_B.tolist(), logprob_B.tolist()
     device = logits_BV.device
-    # argmax returns the lowest index among equals on the CPU, but not by contract everywhere.
-    greedy_B = (logits_BV == logits_BV.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
+    # The lowest id among equals: argmax doesn't promise which one it takes.
+    vocab = logits_BV.shape[1]
+    tops_BV = logits_BV == logits_BV.amax(-1, keepdim=True)
+    greedy_B = torch.where(tops_BV, torch.arange(vocab, device=device), vocab - 1).amin(-1)
     hot_B = (temperature_B > 0).to(device)
     divisor_B = torch.where(hot_B, temperature_B.to(device), 1.0)
     p_BV = (logits_BV / divisor_B[:, None]).softmax(-1)
@@ -46,8 +50,13 @@ def sample(logits_BV: Tensor, sequences: list[Sequence]) -> tuple[list[int], lis
         p_BV = _cut(p_BV, sequences)
     # Inverse of the cumulative distribution, in float64 so that the tail is not rounded away.
     c_BV = p_BV.double().cumsum(-1)
-    drawn_B = torch.searchsorted(c_BV, (uniform_B.to(device) * c_BV[:, -1])[:, None], right=True)[:, 0]
-    token_B = torch.where(hot_B, drawn_B.clamp_(max=p_BV.shape[1] - 1), greedy_B)
+    total_B = c_BV[:, -1]
+    # Kept below the total, where rounding would go past the last token that has a chance.
+    wanted_B = torch.minimum(
+        uniform_B.to(device) * total_B, torch.nextafter(total_B, torch.zeros_like(total_B))
+    )
+    drawn_B = torch.searchsorted(c_BV, wanted_B[:, None], right=True)[:, 0]
+    token_B = torch.where(hot_B, drawn_B.clamp_(max=vocab - 1), greedy_B)
     logprob_B = logits_BV.gather(-1, token_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
     return token_B.tolist(), logprob_B.tolist()
 
@@ -61,7 +70,7 @@ def _cut(p_BV: Tensor, sequences: list[Sequence]) -> Tensor:
     for row, sequence in enumerate(sequences):
         params = sequence.params
         if params.top_k:
-            keep_BV[row] &= rank_V < params.top_k
+            keep_BV[row] &= rank_V < min(params.top_k, len(rank_V))
         if params.top_p < 1:
             keep_BV[row] &= before_BV[row] < params.top_p
         if params.min_p:

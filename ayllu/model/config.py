@@ -54,7 +54,8 @@ class ModelConfig:
         12 * length * width for scores and values, halved by causality (PaLM, appendix B).
         """
         matrices = sum(
-            2 * self.width * s.head_dim * (s.heads + s.kv_heads) + 3 * self.width * s.hidden for s in self.layers
+            2 * self.width * s.head_dim * (s.heads + s.kv_heads) + 3 * self.width * s.hidden
+            for s in self.layers
         )
         scores = sum(6 * length * s.heads * s.head_dim for s in self.layers)
         return 6.0 * (matrices + self.width * self.vocab_size) + scores

@@ -56,7 +56,13 @@ class _RMSNorm(torch.autograd.Function):
         rows = x.numel() // width
         y, scales = torch.empty_like(x), torch.empty(rows)
         native.module().rms_norm(  # type: ignore[union-attr]
-            _address(x, BF16), _address(weight, F32, width), _address(y, BF16), _address(scales, F32), eps, rows, width
+            _address(x, BF16),
+            _address(weight, F32, width),
+            _address(y, BF16),
+            _address(scales, F32),
+            eps,
+            rows,
+            width,
         )
         ctx.save_for_backward(x, weight, scales)
         return y
@@ -222,6 +228,7 @@ def cross_entropy_(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> t
     """Losses -log p[target] and entropies (float32, N); the logits become the gradient of
     sum(weights * losses), in place."""
     rows, vocab = logits_NV.shape
+    assert not rows or (int(targets_N.min()) >= 0 and int(targets_N.max()) < vocab)
     losses, entropies = torch.empty(rows), torch.empty(rows)
     native.module().cross_entropy(  # type: ignore[union-attr]
         _address(logits_NV, BF16),

@@ -33,9 +33,7 @@ class Examination(Protocol):
     def n(self) -> int: ...
 
 
-TASKS: dict[str, Task] = {
-    task.family: task for task in (Arithmetic(), Calculator(), Countdown(), Dialogue())
-}
+TASKS: dict[str, Task] = {task.family: task for task in (Arithmetic(), Calculator(), Countdown(), Dialogue())}
 
 
 def draw(rng: Generator, chat: Chat, shares: dict[str, float]) -> Transcript:

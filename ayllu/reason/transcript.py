@@ -93,6 +93,7 @@ class Chat:
         self.bos, self.end, self.call_end = control["<|bos|>"], control["<|end|>"], control["<|/tool|>"]
         self._open = {kind: control[name] for kind, name in _OPEN.items()}
         self._close = {kind: tuple(control[name] for name in names) for kind, names in _CLOSE.items()}
+        self._control_ids = frozenset(control.values())
         self._kind_of_open = {self._open[kind]: kind for kind in _MODEL_KINDS}
         self.stop_ids = (self.end, self.call_end)
 
@@ -116,17 +117,16 @@ class Chat:
     def extend(self, transcript: Transcript, ids: Sequence[int]) -> Transcript:
         """With sampled ids, cut into spans at the control tokens (a state machine, no regex).
 
-        Ids outside any span, and a span left open at the end, are kept as they are: a SAY span with
-        the ids given, so that `ids()` is always exactly what the model saw.
+        Every opening token begins a span. Ids outside any span, and spans left open, are kept as they
+        are (the former as SAY spans), so that `ids()` is always exactly what the model saw.
         """
         spans: list[Span] = []
         kind, begun = Kind.SAY, 0
         for position, token in enumerate(ids):
-            if token in self._kind_of_open and position > begun and ids[position - 1] not in self._closers:
-                spans.append(Span(kind, tuple(ids[begun:position]), True))
-                begun = position
             if token in self._kind_of_open:
-                kind = self._kind_of_open[token]
+                if position > begun:
+                    spans.append(Span(kind, tuple(ids[begun:position]), True))
+                kind, begun = self._kind_of_open[token], position
             if token == self._close[kind][-1]:
                 spans.append(Span(kind, tuple(ids[begun : position + 1]), True))
                 kind, begun = Kind.SAY, position + 1
@@ -134,21 +134,21 @@ class Chat:
             spans.append(Span(kind, tuple(ids[begun:]), True))
         return transcript.plus(*spans)
 
-    @property
-    def _closers(self) -> set[int]:
-        return {self._close[kind][-1] for kind in _MODEL_KINDS}
-
     def text(self, span: Span) -> str:
         """A span's text without its control tokens."""
         return self.tokenizer.decode(span.ids)
 
     def is_closed(self, span: Span) -> bool:
-        """Whether the span ends with its own closing token."""
-        return bool(span.ids) and span.ids[-1] == self._close[span.kind][-1] and span.ids[0] in self._open_ids
-
-    @property
-    def _open_ids(self) -> set[int]:
-        return {self.bos, *self._open.values()}
+        """Whether the span is whole: its own opening and closing tokens and only text between them."""
+        ids = span.ids[1:] if span.ids[:1] == (self.bos,) else span.ids
+        close = self._close[span.kind]
+        inside = ids[1 : -len(close)]
+        return (
+            len(ids) > len(close)
+            and ids[0] == self._open[span.kind]
+            and ids[-len(close) :] == close
+            and self._control_ids.isdisjoint(inside)
+        )
 
     def answer(self, transcript: Transcript) -> str | None:
         """The last whole answer's text after the last user turn, or None."""
@@ -188,8 +188,12 @@ class Chat:
 
     def to_message(self, transcript: Transcript, *, call_ids: str = "call") -> dict[str, Any]:
         """The assistant's last turn as an OpenAI message (content, reasoning_content, tool_calls)."""
-        begun = max((i for i, s in enumerate(transcript.spans) if s.kind in (Kind.USER, Kind.RESULT)), default=-1)
-        content, thoughts, calls = "", [], []
+        begun = max(
+            (i for i, s in enumerate(transcript.spans) if s.kind in (Kind.USER, Kind.RESULT)), default=-1
+        )
+        content = ""
+        thoughts: list[str] = []
+        calls: list[dict[str, Any]] = []
         for span in transcript.spans[begun + 1 :]:
             if span.kind == Kind.THINK:
                 thoughts.append(self.text(span))

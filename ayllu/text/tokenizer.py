@@ -48,10 +48,10 @@ class Tokenizer:
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         inner.encode_special_tokens = True  # control names in text are text
         self.inner = inner
-        self.control = {name: inner.token_to_id(name) for name in CONTROL}
-        if any(value is None for value in self.control.values()):
-            missing = [name for name, value in self.control.items() if value is None]
+        ids = {name: inner.token_to_id(name) for name in CONTROL}
+        if missing := [name for name, value in ids.items() if value is None]:
             raise ModelFileDamagedError(f"the tokenizer lacks the control tokens {', '.join(missing)}")
+        self.control: dict[str, int] = {name: value for name, value in ids.items() if value is not None}
         self._control_ids = frozenset(self.control.values())
         self._bytes: dict[int, bytes] = {}  # of pieces that were asked for
 

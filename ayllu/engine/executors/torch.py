@@ -10,9 +10,10 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ayllu.model.decoder import Decoder
+from ayllu.model.weights import cast_matrices
 from ayllu.native import ops
 
 
@@ -52,8 +53,10 @@ class _LayerSlots:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=h != g)
             return y.transpose(1, 2)
         if ops.decoding_usable(q_BTHD):
-            new = (x[:, 0] for x in (q_BTHD, k_BTGD, v_BTGD))
-            return ops.decode_attention(*new, self.k_SGDT, self.v_SGTD, self.lengths_B)[:, None]
+            q_SHD, k_SGD, v_SGD = (x[:, 0] for x in (q_BTHD, k_BTGD, v_BTGD))
+            return ops.decode_attention(q_SHD, k_SGD, v_SGD, self.k_SGDT, self.v_SGTD, self.lengths_B)[
+                :, None
+            ]
         rows = torch.arange(b, device=q_BTHD.device)
         self.k_SGDT[rows, :, :, self.lengths_B] = k_BTGD[:, 0]
         self.v_SGTD[rows, :, self.lengths_B] = v_BTGD[:, 0]
@@ -82,10 +85,7 @@ class TorchExecutor:
         if self.source.embedding.weight.dtype == self.dtype:
             return
         if self.model is self.source:
-            self.model = copy.deepcopy(self.source).requires_grad_(False)
-            for module in self.model.modules():
-                if isinstance(module, nn.Linear | nn.Embedding):
-                    module.to(self.dtype)  # norms stay in float32
+            self.model = cast_matrices(copy.deepcopy(self.source).requires_grad_(False), self.dtype)
             return
         with torch.no_grad():
             for mine, given in zip(self.model.parameters(), self.source.parameters(), strict=True):
