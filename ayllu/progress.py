@@ -5,6 +5,7 @@ On a terminal one line is repainted; elsewhere (a log, CI) a plain line appears 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -40,7 +41,8 @@ class Progress:
         elapsed, made = now - self.began, done - self.first
         left = f"{clock(elapsed / made * (self.total - done))} left" if made > 0 else ""
         share = 100 * done // max(self.total, 1)
-        line = f"{self.stage:>9} {share:3d}%  {done}/{self.total} {self.unit}  {clock(elapsed)}  {left}  {note}"
+        counted = f"{done}/{self.total} {self.unit}"
+        line = f"{self.stage:>9} {share:3d}%  {counted}  {clock(elapsed)}  {left}  {note}"
         self._print(line.rstrip(), rewrite=True)
 
     def say(self, text: str) -> None:
@@ -51,7 +53,8 @@ class Progress:
 
     def _print(self, line: str, *, rewrite: bool) -> None:
         if self.log is not None:
-            with open(self.log, "a", encoding="utf-8") as file:
+            # A log that can't be written stops nothing: a full disk is the stage's own writes to report.
+            with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         if self.quiet:
             return

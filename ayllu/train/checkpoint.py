@@ -1,9 +1,9 @@
 """Checkpoints: whole or absent, two at a time, believed only after their hashes agree.
 
 A checkpoint is a folder `step-000120` with weights, the optimizer's memory and state.json, which
-holds the hashes of the two. It is filled under a temporary name, synced and renamed, so that a kill
-at any moment leaves either no new checkpoint or a whole one. The one before is kept until the next,
-in case the newest is damaged afterwards.
+holds the hashes of the two and of its own content. It is filled under a temporary name, synced and
+renamed, so that a kill at any moment leaves either no new checkpoint or a whole one. The one before
+is kept until the next, in case the newest is damaged afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ayllu.errors import AylluError, BadFileError, CheckpointDamagedError
-from ayllu.files import new_folder, read_json, sha256_file, write_bytes, write_json
+from ayllu.files import new_folder, read_json, sha256_file, sha256_json, write_bytes, write_json
 from ayllu.model.decoder import Decoder
 from ayllu.progress import Progress
 from ayllu.train.optim import Optimizer
@@ -34,7 +34,9 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, step: int, model: Decoder, optimizer: Optimizer, state: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, step: int, model: Decoder, optimizer: Optimizer, state: dict[str, Any]
+) -> None:
     """Write `folder/step-NNNNNN` and drop all but the newest two."""
     with new_folder(folder / f"step-{step:06d}") as inside:
         weights = {name: w.detach().contiguous() for name, w in model.named_parameters()}
@@ -42,12 +44,14 @@ def save_checkpoint(folder: Path, step: int, model: Decoder, optimizer: Optimize
             write_bytes(inside / name, save(tensors))
         hashes = {name: sha256_file(inside / name) for name in _PARTS}
         about = {"step": step, "optimizer_steps": optimizer.steps, "sha256": hashes, "state": state}
-        write_json(inside / "state.json", about)
+        write_json(inside / "state.json", {"about": about, "sha256": sha256_json(about)})
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, progress: Progress) -> Checkpoint | None:
+def load_checkpoint(
+    folder: Path, model: Decoder, optimizer: Optimizer, progress: Progress
+) -> Checkpoint | None:
     """Restore the newest whole checkpoint in place -> what it says, or None when there is none.
 
     A damaged one is named on the terminal and passed over. CheckpointDamagedError when all are.
@@ -56,11 +60,15 @@ def load_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, progress
     for path in found:
         try:
             about, parts = _read(path)
-        except (AylluError, OSError, KeyError, ValueError) as error:
-            progress.say(f"checkpoint {path.name} is damaged ({error}); trying the one before it")
+            weights, memory = dict(model.named_parameters()), optimizer.tensors()
+            _check_names(parts[0], weights)
+            _check_names(parts[1], memory)
+        except (AylluError, OSError, KeyError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            progress.say(f"checkpoint {path.name} is damaged ({reason}); trying the one before it")
             continue
-        _copy(parts[0], dict(model.named_parameters()))
-        _copy(parts[1], optimizer.tensors())
+        _copy(parts[0], weights)
+        _copy(parts[1], memory)
         optimizer.steps = about["optimizer_steps"]
         return Checkpoint(about["step"], about["state"])
     if found:
@@ -71,7 +79,10 @@ def load_checkpoint(folder: Path, model: Decoder, optimizer: Optimizer, progress
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
-    about = read_json(path / "state.json")
+    whole = read_json(path / "state.json")
+    about: dict[str, Any] = whole["about"]
+    if sha256_json(about) != whole["sha256"]:
+        raise BadFileError("the hash of state.json differs")
     parts = []
     for name in _PARTS:
         data = (path / name).read_bytes()
@@ -81,8 +92,11 @@ def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
     return about, parts
 
 
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    if source.keys() != target.keys():
+def _check_names(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    if {n: t.shape for n, t in source.items()} != {n: t.shape for n, t in target.items()}:
         raise BadFileError("it belongs to another model")
+
+
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
     for name, tensor in target.items():
         tensor.detach().copy_(source[name])

@@ -2,17 +2,23 @@
 
 What a step trains on is a function of the seed and the step's number alone, so that a resumed run
 repeats nothing and skips nothing. Metrics of steps that were lost with a kill are cut off again.
+
+A checkpoint is written every 20 seconds, which is the most that a kill can cost; the environment
+variable AYLLU_CHECKPOINT_SECONDS (0.1 to 60) sets another interval, as for a slow disk. Checkpoints
+are working memory, not results: their folder begins with a dot and goes when the stage is done.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ayllu.errors import UsageError
 from ayllu.files import append_line, make_folder, write_text
 from ayllu.model.decoder import Decoder
 from ayllu.stage import StageContext
@@ -20,6 +26,23 @@ from ayllu.train.checkpoint import load_checkpoint, save_checkpoint
 from ayllu.train.optim import Optimizer
 
 CHECKPOINT_SECONDS = 20.0
+CHECKPOINTS = ".checkpoints"
+
+
+def checkpoint_seconds() -> float:
+    """The interval between checkpoints. UsageError when AYLLU_CHECKPOINT_SECONDS is out of bounds."""
+    text = os.environ.get("AYLLU_CHECKPOINT_SECONDS", "")
+    if not text:
+        return CHECKPOINT_SECONDS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 60:
+        raise UsageError(
+            f"AYLLU_CHECKPOINT_SECONDS = {text!r} is not possible", fix="give a number from 0.1 to 60"
+        )
+    return seconds
 
 
 @dataclass
@@ -33,11 +56,11 @@ class Loop:
     steps: int
     state: dict[str, Any] = field(default_factory=dict)
     on_resume: Callable[[dict[str, Any]], None] = lambda state: None
-    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
     def run(self, step: Callable[[int], dict[str, Any]], *, note: Callable[[dict[str, Any]], str]) -> None:
         """Call `step(n)` for the steps that are left; each returns a metrics row."""
-        folder = make_folder(self.context.folder / "checkpoints")
+        folder = make_folder(self.context.folder / CHECKPOINTS)
+        interval = checkpoint_seconds()
         found = load_checkpoint(folder, self.model, self.optimizer, self.context.progress)
         first = found.step if found else 0
         if found:
@@ -52,7 +75,7 @@ class Loop:
             head = {"stage": self.stage, "step": number + 1, "steps": self.steps}
             append_line(self.context.metrics, json.dumps(head | row))
             self.context.progress.update(number + 1, note(row))
-            if number + 1 == self.steps or time.monotonic() - saved > self.checkpoint_seconds:
+            if number + 1 == self.steps or time.monotonic() - saved > interval:
                 save_checkpoint(folder, number + 1, self.model, self.optimizer, self.state)
                 saved = time.monotonic()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -32,7 +32,9 @@ class _FusedHeadLoss(torch.autograd.Function):
             piece = slice(first, first + _ROWS)
             x = states_NC[piece]
             logits = x @ head.T
-            loss, entropy = ops.cross_entropy_(logits, targets_N[piece].contiguous(), weights_N[piece].contiguous())
+            loss, entropy = ops.cross_entropy_(
+                logits, targets_N[piece].contiguous(), weights_N[piece].contiguous()
+            )
             losses.append(loss)
             entropies.append(entropy)
             torch.mm(logits, head, out=d_states[piece])

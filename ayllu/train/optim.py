@@ -87,7 +87,7 @@ class Optimizer:
         self._adamw(scale)
 
     def _muon(self, stack: _Stack, scale: float) -> None:
-        gradient = torch.stack([p.grad[i:j] for p, i, j in stack.grads])  # type: ignore[index]
+        gradient = torch.stack([p.grad[i:j] for p, i, j in stack.grads])
         for p, _, last in stack.grads:
             if last == p.shape[0]:
                 p.grad = None

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ayllu import machine
+from ayllu.files import make_folder
 from ayllu.model.config import ModelConfig, ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import save_model
@@ -65,8 +66,7 @@ def pretrain(context: StageContext, settings: PretrainSettings, model: ModelSett
 
     Loop(context, "pretrain", decoder, optimizer, steps).run(step, note=lambda row: f"loss {row['loss']:.3f}")
     control = tokenizer.control
-    folder = context.folder / "model"
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(context.folder / "model")
     save_model(decoder, folder, bos=control["<|bos|>"], eos=control["<|end|>"], pad=control["<|pad|>"])
     bits = bits_per_byte(decoder, tokenizer, heldout, context.device)
     xz = xz_bits_per_byte(heldout)
@@ -90,7 +90,9 @@ def pretrain(context: StageContext, settings: PretrainSettings, model: ModelSett
     }
 
 
-def _shards(context: StageContext, tokenizer: Tokenizer, settings: PretrainSettings) -> tuple[Shard, list[str]]:
+def _shards(
+    context: StageContext, tokenizer: Tokenizer, settings: PretrainSettings
+) -> tuple[Shard, list[str]]:
     """The training shard (written on the first call) and the held-out texts."""
     texts: dict[str, list[str]] = {"train": [], "heldout": []}
     with open(context.inputs["text"] / "documents.jsonl", encoding="utf-8") as file:
@@ -112,7 +114,9 @@ def _batch(shard: Shard, number: int, settings: PretrainSettings, context: Stage
         for e in np.unique(wanted // per_epoch)
     }
     rows = np.array([orders[int(w // per_epoch)][w % per_epoch] for w in wanted])
-    tokens, targets, document = (torch.from_numpy(x).to(context.device) for x in shard.batch(rows, settings.length))
+    tokens, targets, document = (
+        torch.from_numpy(x).to(context.device) for x in shard.batch(rows, settings.length)
+    )
     weights = torch.full(tokens.shape, 1.0 / tokens.numel(), device=context.device)
     return Batch(tokens, targets, weights, document)
 
@@ -165,7 +169,9 @@ def xz_bits_per_byte(texts: list[str]) -> float:
     return 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) / len(data)
 
 
-def throughput(config: ModelConfig, rows: int, length: int, rate: float, dtype: torch.dtype) -> dict[str, float]:
+def throughput(
+    config: ModelConfig, rows: int, length: int, rate: float, dtype: torch.dtype
+) -> dict[str, float]:
     """The training rate against what the machine's matrix products reach at this model's own sizes.
 
     The yardstick is the time that the step's matrix products alone would take, one after the other,
@@ -183,8 +189,9 @@ def throughput(config: ModelConfig, rows: int, length: int, rate: float, dtype: 
     flops = seconds = 0.0
     for inputs, outputs, count in shapes:
         for m, k, o in ((n, inputs, outputs), (n, outputs, inputs), (inputs, n, outputs)):
-            seconds += count * 2.0 * m * k * o / machine.measure_matmul(m, k, o, str(dtype).removeprefix('torch.'))
-            flops += count * 2.0 * m * k * o
+            work = count * 2.0 * m * k * o
+            seconds += work / machine.measure_matmul(m, k, o, str(dtype).removeprefix("torch."))
+            flops += work
     reached = config.train_flops_per_token(length) * rate
     matmul = flops / seconds
     return {"flops_per_second": reached, "matmul_flops_per_second": matmul, "fraction": reached / matmul}

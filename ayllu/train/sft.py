@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from ayllu.errors import RecipeValueError
+from ayllu.files import make_folder
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model, save_model
 from ayllu.reason.practice import TASKS, draw
 from ayllu.reason.transcript import Chat, Transcript
-from ayllu.stage import StageContext, bounded, free
+from ayllu.stage import StageContext, bounded
 from ayllu.text.tokenizer import Tokenizer
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
@@ -69,9 +70,13 @@ def sft(context: StageContext, settings: SftSettings) -> dict[str, Any]:
         (result,) = train_step(decoder, optimizer, [batch], scale, dtype)
         return {"tokens": (number + 1) * result.tokens, "loss": result.nats, "lr": scale}
 
-    Loop(context, "sft", decoder, optimizer, settings.steps).run(step, note=lambda row: f"loss {row['loss']:.3f}")
+    Loop(context, "sft", decoder, optimizer, settings.steps).run(
+        step, note=lambda row: f"loss {row['loss']:.3f}"
+    )
     save_into(context, decoder, tokenizer)
-    context.progress.finish(f"{settings.steps * settings.rows * settings.length:,} tokens of worked conversations")
+    context.progress.finish(
+        f"{settings.steps * settings.rows * settings.length:,} tokens of worked conversations"
+    )
     return {"steps": settings.steps, "tokens": settings.steps * settings.rows * settings.length}
 
 
@@ -81,9 +86,9 @@ def trainable(model: Decoder) -> Decoder:
 
 
 def save_into(context: StageContext, model: Decoder, tokenizer: Tokenizer) -> None:
-    """Write the stage's `model/` folder."""
-    folder = context.folder / "model"
-    folder.mkdir(exist_ok=True)
+    """Write the stage's `model/` folder, tokenizer included, so that an engine can open it."""
+    folder = make_folder(context.folder / "model")
+    tokenizer.save(folder)
     control = tokenizer.control
     save_model(model, folder, bos=control["<|bos|>"], eos=control["<|end|>"], pad=control["<|pad|>"])
 

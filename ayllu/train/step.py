@@ -19,10 +19,10 @@ class Batch:
     """Rows of tokens. `targets` are the next tokens; `weights` the loss mask (or advantages);
     `document` numbers the document of each position: attention never crosses it."""
 
-    tokens_BT: Tensor
-    targets_BT: Tensor
-    weights_BT: Tensor
-    document_BT: Tensor | None = None
+    tokens_BT: Tensor  # noqa: N815
+    targets_BT: Tensor  # noqa: N815
+    weights_BT: Tensor  # noqa: N815
+    document_BT: Tensor | None = None  # noqa: N815
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def backward(model: Decoder, batch: Batch, dtype: torch.dtype) -> StepResult:
         targets_N = batch.targets_BT.flatten()
     loss, losses_N, entropy_N = head_loss(states_NC, model.head_weight, targets_N, weights_N)
     loss.backward()
-    value = float(loss)
+    value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingStoppedError(
             "the loss is not a number any more", fix="lower the learning rate of this stage in the recipe"
