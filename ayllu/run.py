@@ -295,7 +295,8 @@ class Run:
             "basis": made_from,
         }
         write_json(stage.marker(self.folder), marker)
-        for left in stage.folder(self.folder).glob(".*"):  # its working memory, checkpoints above all
+        # Its working memory (checkpoints above all) and half writes from before a kill.
+        for left in list(stage.folder(self.folder).rglob(".*")):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
         self.clock.drop(stage.name)
         progress.finish(f"done in {clock(entry['seconds'])}, memory at most {entry['peak_memory_mb']:.0f} MB")

@@ -1,4 +1,4 @@
-"""A real run in a few seconds: all seven stages of `ayllu make` on a small corpus, for tests of kills and faults.
+"""A real run in a few seconds, all seven stages of it, for tests of kills and faults.
 
 The corpus is a part of the default one. What a test wants otherwise it says with `recipe(...)`.
 """

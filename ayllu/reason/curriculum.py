@@ -29,7 +29,8 @@ class Curriculum:
 
     def draw_level(self, rng: Generator, task: Task) -> int:
         """A level of the family; unknown levels count as even chances."""
-        rates = np.array([self.passes.get(f"{task.family}/{n}", 0.5) for n in range(1, task.levels + 1)])
+        known = [self.passes.get(f"{task.family}/{n}", 0.5) for n in range(1, task.levels + 1)]
+        rates = np.clip(known, 0.0, 1.0)  # rewards may be below 0 (an answer that was cut off)
         weights = rates * (1 - rates) + _FLOOR
         return 1 + int(rng.choice(task.levels, p=weights / weights.sum()))
 

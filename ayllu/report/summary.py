@@ -23,7 +23,8 @@ def summarise(
     if machine is None:
         from ayllu.machine import describe
 
-        machine = describe()
+        threads = recipe.get("threads")
+        machine = describe(threads if isinstance(threads, int) else 0)
     results = {name: stages[name].get("result") or {} for name in STAGES if name in stages}
     times = {
         name: {key: stages[name][key] for key in ("seconds", "peak_memory_mb") if key in stages[name]}

@@ -19,10 +19,10 @@ class Batch:
     """Rows of tokens. `targets` are the next tokens; `weights` the loss mask (or advantages);
     `document` numbers the document of each position: attention never crosses it."""
 
-    tokens_BT: Tensor  # noqa: N815
-    targets_BT: Tensor  # noqa: N815
-    weights_BT: Tensor  # noqa: N815
-    document_BT: Tensor | None = None  # noqa: N815
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    weights_BT: Tensor
+    document_BT: Tensor | None = None
 
 
 @dataclass(frozen=True)
