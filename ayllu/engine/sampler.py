@@ -18,13 +18,14 @@ _COLDEST = 1e-5
 
 
 def uniform(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """float64 in [0, 1) from two uint64 arrays: SplitMix64 (Steele et al. 2014) over seed and counter."""
+    """float64 in (0, 1) from two uint64 arrays: SplitMix64 (Steele et al. 2014) over seed and counter."""
     with np.errstate(over="ignore"):
         z = seeds * np.uint64(0xD1342543DE82EF95) + (counters + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
         z ^= z >> np.uint64(31)
-    return (z >> np.uint64(11)).astype(np.float64) / 2.0**53
+    # Never 0: there even a token without any chance would be drawn.
+    return np.maximum((z >> np.uint64(11)).astype(np.float64), 1.0) / 2.0**53
 
 
 def sample(logits_BV: Tensor, sequences: list[Sequence]) -> tuple[list[int], list[float]]:

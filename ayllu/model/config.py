@@ -79,7 +79,9 @@ class ModelSettings:
             )
         heads = self.width // self.head_dim
         # SwiGLU with 8/3 of the width has the weights of a plain MLP with 4 (Shazeer 2020); rounded
-        # up to a multiple of 64 for the matrix kernels. Half as many key-value heads as heads.
+        # up to a multiple of 64 for the matrix kernels. Half as many key-value heads as heads, or the
+        # next smaller number that divides them.
         hidden = -(-self.width * 8 // 3 // 64) * 64
-        spec = LayerSpec(heads, max(1, heads // 2), self.head_dim, hidden)
+        kv_heads = next((n for n in range(heads // 2, 0, -1) if heads % n == 0), 1)
+        spec = LayerSpec(heads, kv_heads, self.head_dim, hidden)
         return ModelConfig(self.width, vocab_size, (spec,) * self.layers, self.context)
