@@ -64,7 +64,7 @@ def sample(logits_BV: Tensor, sequences: list[Sequence]) -> tuple[list[int], lis
 
 def _cut(p_BV: Tensor, sequences: list[Sequence]) -> Tensor:
     """Zero what top-k, top-p (Holtzman et al. 2020) and min-p (Nguyen et al. 2024) exclude."""
-    sorted_BV, order_BV = p_BV.sort(-1, descending=True, stable=True)
+    sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)
     rank_V = torch.arange(p_BV.shape[1], device=p_BV.device)
     keep_BV = torch.ones_like(sorted_BV, dtype=torch.bool)
     before_BV = sorted_BV.cumsum(-1) - sorted_BV
