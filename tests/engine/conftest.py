@@ -1,24 +1,10 @@
-"""One random decoder for the tests of the engine: small, sharp enough to have clear favourites."""
+"""A decoder and an engine for each test module."""
 
 import pytest
-import torch
+from small_model import make_model
 
 from ayllu.engine.engine import Engine
-from ayllu.model.config import LayerSpec, ModelConfig
 from ayllu.model.decoder import Decoder
-
-CONTEXT, VOCABULARY = 96, 211
-
-
-def make_model(seed: int = 0) -> Decoder:
-    """Float32, with a favourite that is nowhere a near tie of another."""
-    config = ModelConfig(48, VOCABULARY, (LayerSpec(4, 2, 12, 80),) * 2, CONTEXT)
-    generator = torch.Generator().manual_seed(seed)
-    model = Decoder(config).requires_grad_(False).eval()
-    for weight in model.parameters():
-        if weight.dim() == 2:
-            weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import gc
 
 import pytest
 import torch
-from conftest import CONTEXT, VOCABULARY, make_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_model import CONTEXT, VOCABULARY, make_model
 
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams

@@ -1,0 +1,133 @@
+"""Levels by p(1-p), kept above a floor, through JSON and back."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ayllu.reason.curriculum import Curriculum
+from ayllu.reason.practice import TASKS, draw, draw_level, evaluation_prompts
+from ayllu.reason.task import split_of
+from ayllu.reason.tasks.arithmetic import canonical_key
+from ayllu.reason.tasks.countdown import Countdown
+from ayllu.reason.transcript import Chat, Kind
+from ayllu.text.tokenizer import train_tokenizer
+
+TASK = Countdown()
+rewards = st.lists(st.sampled_from([0.0, 1.0, -0.1]), min_size=1, max_size=6)
+groups = st.lists(st.tuples(st.just("countdown3"), st.integers(1, 3), rewards), min_size=1, max_size=6)
+
+
+def drawn(curriculum, n=3000):
+    rng = np.random.default_rng(0)
+    return Counter(curriculum.draw_level(rng, TASK) for _ in range(n))
+
+
+def test_uncertain_levels_come_most_often_and_none_is_forgotten():
+    curriculum = Curriculum(passes={"countdown3/1": 1.0, "countdown3/2": 0.5, "countdown3/3": 0.02})
+    counts = drawn(curriculum)
+    weights = np.array([0.0, 0.25, 0.02 * 0.98]) + 0.02
+    assert [counts[n] / 3000 for n in (1, 2, 3)] == pytest.approx(weights / weights.sum(), abs=0.03)
+    assert min(counts[n] for n in (1, 2, 3)) > 0
+
+
+def test_unknown_levels_are_even():
+    counts = drawn(Curriculum())
+    assert [counts[n] / 3000 for n in (1, 2, 3)] == pytest.approx([1 / 3] * 3, abs=0.04)
+
+
+@given(steps=st.lists(groups, max_size=6))
+def test_what_was_seen_stays_a_rate_and_survives_json(steps):
+    curriculum = Curriculum()
+    for step in steps:
+        curriculum.observe(step)
+    every = [r for step in steps for _, _, rewards in step for r in rewards]
+    assert all(min(every) - 1e-9 <= p <= max(every) + 1e-9 for p in curriculum.passes.values())
+    assert 0 <= curriculum.informative <= 1
+    again = Curriculum()
+    again.restore(json.loads(json.dumps(asdict(curriculum))))
+    assert again == curriculum
+    rngs = [np.random.default_rng(1), np.random.default_rng(1)]
+    assert [again.draw_level(rngs[0], TASK) for _ in range(9)] == [
+        curriculum.draw_level(rngs[1], TASK) for _ in range(9)
+    ]
+
+
+def test_steps_without_a_useful_group_are_counted():
+    curriculum = Curriculum()
+    for _ in range(3):
+        curriculum.observe([("countdown3", 1, [1.0, 1.0]), ("countdown3", 2, [0.0])])
+    assert curriculum.empty == 3 and curriculum.informative == pytest.approx(0.5 * 0.8**3)
+    curriculum.observe([("countdown3", 1, [1.0, 0.0])])
+    assert curriculum.empty == 0
+
+
+# ---- practice
+CHAT = Chat(train_tokenizer(iter(["What is 12 + 30? Use 1, 2, 3 to make 6. calculator"]), 300))
+
+
+@pytest.mark.parametrize("family", TASKS)
+def test_levels_are_drawn_evenly_but_the_highest_twice_as_often(family):
+    task, rng = TASKS[family], np.random.default_rng(0)
+    counts = Counter(draw_level(rng, task) for _ in range(3000))
+    assert set(counts) == set(range(1, task.levels + 1))
+    for level in range(1, task.levels + 1):
+        share = (2 if level == task.levels else 1) / (task.levels + 1)
+        assert counts[level] / 3000 == pytest.approx(share, abs=0.04)
+
+
+def _keys(prompt):
+    """The canonical keys that a prompt's numbers could be (of any sum, or a Countdown)."""
+    numbers = [int(n) for n in re.findall(r"\d+", prompt)]
+    sign = re.search(r"\d ([-+*]) \d", prompt)
+    if sign and len(numbers) == 2:
+        return [canonical_key(numbers[0], sign[1], numbers[1])]
+    if len(numbers) == 4:
+        first, last = sorted(numbers[:3]), sorted(numbers[1:])
+        return ["countdown " + " ".join(map(str, (last if prompt.startswith(("Make", "Bilde")) else first)))]
+    return []
+
+
+def test_practice_never_shows_a_problem_of_the_test_split():
+    rng, seen = np.random.default_rng(4), 0
+    shares = {"arithmetic": 0.4, "calculator": 0.3, "countdown3": 0.2, "dialogue": 0.1}
+    for _ in range(400):
+        transcript = draw(rng, CHAT, shares)
+        assert transcript.spans[-1].kind == Kind.SAY and all(map(CHAT.is_closed, transcript.spans))
+        for span in transcript.spans:
+            assert span.sampled == (span.kind in (Kind.THINK, Kind.CALL, Kind.SAY))
+            if span.kind == Kind.USER:
+                for key in _keys(CHAT.text(span)):
+                    seen += 1
+                    assert split_of(key) == "train", CHAT.text(span)
+    assert seen > 300
+
+
+def test_practice_follows_its_seed_and_its_shares():
+    def conversations(seed, shares):
+        rng = np.random.default_rng(seed)
+        return [draw(rng, CHAT, shares) for _ in range(10)]
+
+    mixed = {"arithmetic": 1.0, "calculator": 1.0, "countdown3": 1.0, "dialogue": 1.0}
+    assert conversations(1, mixed) == conversations(1, mixed) != conversations(2, mixed)
+    only = {"arithmetic": 1.0, "calculator": 0.0, "countdown3": 0.0, "dialogue": 0.0}
+    for transcript in conversations(3, only):
+        assert not any(span.kind == Kind.CALL for span in transcript.spans)
+        prompts = [CHAT.text(span) for span in transcript.spans if span.kind == Kind.USER]
+        assert all(len(_keys(prompt)) == 1 for prompt in prompts)
+
+
+def test_examination_prompts_are_of_the_test_split():
+    class Settings:
+        families = ("arithmetic", "calculator", "countdown3", "unknown")
+        n = 40
+
+    prompts = evaluation_prompts(Settings(), 7)
+    assert prompts == evaluation_prompts(Settings(), 7) and len(prompts) > 100
+    assert all(split_of(key) == "test" for prompt in prompts for key in _keys(prompt))
+    assert sum(bool(_keys(prompt)) for prompt in prompts) == len(prompts)
