@@ -75,11 +75,12 @@ def practice_texts(seed: int) -> Iterator[str]:
 
 
 def evaluation_prompts(settings: Examination, seed: int) -> list[str]:
-    """Prompts of the test split, for the search for leaks in the text."""
+    """Prompts of the test split, for the search for leaks in the text. Dialogue is left out: an everyday
+    question in a novel ("Do you know me?") gives nothing away."""
     prompts = []
     for family in settings.families:
         rng = np.random.default_rng([seed, 3])
-        if family in TASKS:
+        if family in TASKS and family != Dialogue.family:
             task = TASKS[family]
             prompts += [task.problem(rng, task.levels, "test").prompt for _ in range(settings.n)]
     return sorted(set(prompts))
