@@ -120,7 +120,9 @@ def safe_join(folder: Path, name: str) -> Path:
     """`folder / name`, refused when it would leave `folder` (.., absolute, symlink)."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise BadFileError(f"{name!r} points outside {folder}", fix="don't use files from a source you don't trust")
+        raise BadFileError(
+            f"{name!r} points outside {folder}", fix="don't use files from a source you don't trust"
+        )
     return path
 
 
@@ -134,7 +136,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     with typed_os_errors(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
-            os.chmod(temporary, 0o755)
+            os.chmod(temporary, 0o755)  # noqa: S103 (as any new folder: others may read it)
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():

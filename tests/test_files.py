@@ -167,10 +167,6 @@ def replace_folder(tmp_path: Path) -> tuple[Path, Callable[[], None], Callable[[
     return path, prepare, action
 
 
-@pytest.mark.xfail(
-    raises=FileNotFoundError,
-    reason="new_folder moves the old folder aside and does not bring it back when the second rename fails",
-)
 def test_replacing_a_folder_never_loses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, prepare, action = replace_folder(tmp_path)
     for call, error in each_failure(monkeypatch, errno.ENOSPC, prepare, action):

@@ -23,7 +23,7 @@ def test_describe_is_json_and_names_nobody() -> None:
     assert described["physical_cores"] <= described["logical_processors"]
     assert described["torch"].startswith("2.")
     assert 0 < described["memory_gib"] < 1e5
-    for private in (platform.node(), getpass.getuser(), str(Path.home()), os.getcwd()):
+    for private in (platform.node(), getpass.getuser(), str(Path.home()), str(Path.cwd())):
         assert len(private) < 3 or private not in text.split('"')
 
 

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams
@@ -126,7 +125,9 @@ class Rollouts:
         for _ in range(count):
             task = TASKS[families[rng.choice(len(families), p=chances)]]
             problems.append(task.problem(rng, curriculum.draw_level(rng, task), "train"))
-        prompts = [self.chat.start(p.prompt, tools=p.tools) for p in problems for _ in range(self.settings.size)]
+        prompts = [
+            self.chat.start(p.prompt, tools=p.tools) for p in problems for _ in range(self.settings.size)
+        ]
         params = SamplingParams(
             max_tokens=self.settings.max_tokens,
             temperature=self.settings.temperature,
@@ -198,7 +199,9 @@ def _row(groups: list[Group], entropies: list[float]) -> dict[str, Any]:
     answers = [a for g in groups for a in g.answers]
     rewards = [r for g in groups for r in g.rewards]
     by_family = {
-        f"reward_{family}": float(np.mean([r for g in groups if g.problem.family == family for r in g.rewards]))
+        f"reward_{family}": float(
+            np.mean([r for g in groups if g.problem.family == family for r in g.rewards])
+        )
         for family in sorted({g.problem.family for g in groups})
     }
     return {
@@ -216,5 +219,7 @@ def _row(groups: list[Group], entropies: list[float]) -> dict[str, Any]:
 def _explain(groups: list[Group]) -> tuple[str]:
     mean = float(np.mean([r for g in groups for r in g.rewards]))
     if mean > 0.5:
-        return ("every group is all right: there is nothing left to learn at this level; stop here or raise it",)
+        return (
+            "every group is all right: there is nothing left to learn at this level; stop here or raise it",
+        )
     return ("every group is all wrong: the model needs more SFT (or easier problems) before RL can help",)

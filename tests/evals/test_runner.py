@@ -62,7 +62,7 @@ def test_calls_are_counted():
 
 
 def test_a_tool_that_the_problem_does_not_offer_is_not_there():
-    task = Countdown()
+    task = Dialogue()  # never offers a tool
     call = list(CHAT.span(Kind.CALL, 'calculator {"expression":"1+1"}').ids)
     answer = list(CHAT.span(Kind.SAY, "7").ids)
     result = run(task, lambda prompt: answer if CHAT.tokenizer.control["<|result|>"] in prompt else call)

@@ -45,7 +45,9 @@ class Calculator:
         prompts = PROMPTS if long and rng.integers(2) else ASKED
         prompt = prompts[rng.integers(len(prompts))].format(x=x, op=op, y=y)
         value = x + y if op == "+" else x - y if op == "-" else x * y
-        return Problem(self.family, level, key, prompt, str(value), {"x": x, "op": op, "y": y}, ("calculator",))
+        return Problem(
+            self.family, level, key, prompt, str(value), {"x": x, "op": op, "y": y}, ("calculator",)
+        )
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
         """Call, result (written by the tool), answer."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -75,7 +76,7 @@ def lines(numbers: tuple[int, ...]) -> list[list[Try]]:
     """All lines of a search: for each pair and sign, what the third number makes of its value."""
     a, b, c = sorted(numbers, reverse=True)
     found = []
-    for x, y, z in ((a, b, c), (a, c, b), (b, c, a)):
+    for x, y, z in dict.fromkeys(((a, b, c), (a, c, b), (b, c, a))):  # equal numbers give equal lines
         inner = [(f"{x}+{y}", x + y)]
         if x > y:
             inner.append((f"{x}-{y}", x - y))
@@ -143,7 +144,9 @@ class Countdown:
             if not targets:
                 continue
             target = targets[int(rng.integers(len(targets)))]
-            prompt = PROMPTS[rng.integers(len(PROMPTS))].format(numbers=", ".join(map(str, numbers)), target=target)
+            prompt = PROMPTS[rng.integers(len(PROMPTS))].format(
+                numbers=", ".join(map(str, numbers)), target=target
+            )
             data = {"numbers": list(numbers), "target": target}
             tools = ("calculator",) if rng.integers(2) else ()
             return Problem(self.family, level, f"{key} {target}", prompt, str(target), data, tools)
@@ -175,6 +178,7 @@ class Countdown:
         return Verdict(False, lenient, why)
 
 
+_EXPRESSION = re.compile(r"[0-9+\-*/() ]+")  # what Python would read beyond that is no answer
 _OPERATIONS = {
     ast.Add: lambda x, y: x + y,
     ast.Sub: lambda x, y: x - y,
@@ -187,6 +191,8 @@ def check(expression: str, numbers: list[int], target: int) -> tuple[bool, str]:
     """Whether `expression` uses exactly `numbers` and equals `target`; else why not."""
     if len(expression) > 100:
         return False, "too long"
+    if not _EXPRESSION.fullmatch(expression):
+        return False, "not an expression"
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
         used: list[int] = []
