@@ -1,0 +1,274 @@
+"""GRPO: rewards, advantages, which groups count, what a token weighs; a resume that changes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ayllu.errors import RecipeValueError, TrainingStoppedError
+from ayllu.model.config import ModelSettings
+from ayllu.model.decoder import Decoder
+from ayllu.model.weights import load_model
+from ayllu.progress import Progress
+from ayllu.reason.curriculum import Curriculum
+from ayllu.reason.loop import Answer
+from ayllu.reason.practice import TASKS, practice_texts
+from ayllu.reason.task import Problem
+from ayllu.reason.transcript import Chat, Kind, Transcript
+from ayllu.stage import StageContext
+from ayllu.text.tokenizer import train_tokenizer
+from ayllu.train import rl as module
+from ayllu.train.rl import Group, RlSettings, Rollouts, advantages, policy_batches, reward
+from ayllu.train.sft import SftSettings, save_into
+
+TOKENIZER = train_tokenizer(practice_texts(0), 400)
+CHAT = Chat(TOKENIZER)
+TASK = TASKS["arithmetic"]
+PROBLEM = TASK.problem(np.random.default_rng(0), 1, "train")
+
+
+def answered(text: str, reason: str = "stop", problem: Problem = PROBLEM) -> Answer:
+    transcript = CHAT.add(CHAT.start(problem.prompt), Kind.SAY, text, sampled=True)
+    return Answer(transcript, reason, tokens=len(transcript.spans[-1].ids))
+
+
+def group(*rewards: float) -> Group:
+    return Group(PROBLEM, [answered(str(n) * (n + 1)) for n in range(len(rewards))], list(rewards))
+
+
+# ---- rewards and advantages
+def test_only_a_right_and_finished_answer_is_rewarded() -> None:
+    def value(answer: Answer) -> float:
+        return reward(PROBLEM, answer.transcript, answer, CHAT)
+
+    right, wrong = value(answered(PROBLEM.answer)), value(answered("no idea"))
+    assert (right, wrong) == (1.0, 0.0)
+    assert value(answered(PROBLEM.answer, "length")) <= 0  # it ran into the limit
+    nothing = Answer(CHAT.start(PROBLEM.prompt), "stop")
+    assert value(nothing) == 0.0
+
+
+rewards_of_groups = st.lists(
+    st.lists(st.sampled_from([0.0, 1.0]), min_size=4, max_size=4), min_size=1, max_size=8
+)
+
+
+@given(rewards_of_groups)
+def test_advantages_have_mean_zero_in_a_group_and_deviation_one_in_the_batch(
+    rewards: list[list[float]],
+) -> None:
+    values = advantages([group(*r) for r in rewards])
+    assert [len(v) for v in values] == [4] * len(rewards)
+    for mine, given_rewards in zip(values, rewards, strict=True):
+        assert sum(mine) == pytest.approx(0, abs=1e-9)
+        order = np.argsort(given_rewards, kind="stable")
+        assert np.all(np.diff(np.array(mine)[order]) >= -1e-12)  # better rewards, larger advantages
+    spread = float(np.std(np.concatenate(values)))
+    informative = any(min(r) != max(r) for r in rewards)
+    assert spread == pytest.approx(1.0 if informative else 0.0)
+
+
+def test_a_lone_right_answer_counts_more_than_one_of_many() -> None:
+    """The batch's deviation, not the group's: a rare success keeps its larger advantage."""
+    (hard, easy) = advantages([group(1, 0, 0, 0), group(1, 1, 1, 0)])
+    assert hard[0] == pytest.approx(3 * easy[0])
+
+
+def test_a_token_weighs_its_advantage_over_a_constant() -> None:
+    settings = RlSettings(groups=2, size=4, length=64)
+    groups = [group(1, 0, 0, 0), group(0, 0, 1, 1)]
+    batches = policy_batches(groups, settings, "cpu")
+    weights = torch.cat([b.weights_BT.flatten() for b in batches])
+    wanted = []
+    for g, values in zip(groups, advantages(groups), strict=True):
+        for answer, value in zip(g.answers, values, strict=True):
+            sampled = sum(answer.transcript.sampled())
+            wanted += [value / (settings.groups * settings.size * module._TYPICAL_TOKENS)] * sampled
+    assert sorted(weights[weights != 0].tolist()) == pytest.approx(sorted(wanted))
+
+
+# ---- which groups, how many rounds
+class Canned:
+    """Stands where the engine's answers come from: the wanted rewards, round by round."""
+
+    def __init__(self, rounds: list[list[bool]]) -> None:
+        self.rounds, self.prompts = rounds, list[int]()
+
+    def __call__(self, engine: Any, chat: Chat, prompts: list[Transcript], *rest: Any) -> list[Answer]:
+        informative = self.rounds[len(self.prompts)]
+        self.prompts.append(len(prompts))
+        answers = []
+        for n in range(len(prompts)):
+            mixed = informative[min(n // 4, len(informative) - 1)]
+            answers.append(Answer(prompts[n], "right" if mixed and n % 4 == 0 else "wrong"))
+        return answers
+
+
+def sample(monkeypatch: pytest.MonkeyPatch, mixed: list[list[bool]], share: float, **more: Any) -> Any:
+    canned = Canned(mixed)
+    monkeypatch.setattr(module, "answer_batch", canned)
+    monkeypatch.setattr(
+        module, "reward", lambda problem, t, answer, chat: float(answer.finish_reason == "right")
+    )
+    rollouts = Rollouts(None, CHAT, RlSettings(groups=4, size=4, **more), seed=1)  # type: ignore[arg-type]
+    return canned, rollouts.sample(0, Curriculum(informative=share))
+
+
+def test_groups_of_equal_rewards_are_refilled(monkeypatch: pytest.MonkeyPatch) -> None:
+    canned, groups = sample(monkeypatch, [[True, False], [True]], 0.5)
+    assert canned.prompts == [8 * 4, 6 * 4]  # 4 wanted at a half; then 3 missing
+    assert sum(g.informative for g in groups) == 1 + 6
+    assert all(g.informative == (min(g.rewards) != max(g.rewards)) for g in groups)
+
+
+def test_rounds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    canned, groups = sample(monkeypatch, [[False]] * 3, 0.0, rounds=3)
+    assert len(canned.prompts) == 3 and all(n <= 4 * 4 * 4 for n in canned.prompts)
+    assert not any(g.informative for g in groups)
+
+
+def test_enough_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    canned, groups = sample(monkeypatch, [[True]], 1.0)
+    assert canned.prompts == [4 * 4] and len(groups) == 4
+
+
+def test_the_shares_decide_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, groups = sample(monkeypatch, [[True]], 0.25, arithmetic=0.0, calculator=0.0, countdown3=1.0)
+    assert {g.problem.family for g in groups} == {"countdown3"}
+    with pytest.raises(RecipeValueError, match="every share is 0"):
+        RlSettings(arithmetic=0, calculator=0, countdown3=0).shares()
+
+
+# ---- the curriculum
+def test_the_curriculum_survives_json() -> None:
+    rng, one = np.random.default_rng(0), Curriculum()
+    for _ in range(5):
+        one.observe([("arithmetic", int(rng.integers(1, 3)), rng.integers(0, 2, 4).astype(float).tolist())])
+    two = Curriculum()
+    two.restore(json.loads(json.dumps(asdict(one))))
+    assert one == two
+    draws = [[c.draw_level(np.random.default_rng(n), TASK) for n in range(50)] for c in (one, two)]
+    assert draws[0] == draws[1]
+
+
+def test_the_uncertain_level_is_practised_most_and_none_is_forgotten() -> None:
+    curriculum = Curriculum(passes={f"arithmetic/{n}": 1.0 for n in range(1, TASK.levels)})
+    curriculum.passes[f"arithmetic/{TASK.levels}"] = 0.5
+    rng = np.random.default_rng(0)
+    drawn = [curriculum.draw_level(rng, TASK) for _ in range(600)]
+    assert drawn.count(TASK.levels) > 400 and set(drawn) == set(range(1, TASK.levels + 1))
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=4))
+def test_a_level_can_be_drawn_whatever_the_rewards_were(rewards: list[float]) -> None:
+    curriculum = Curriculum()
+    for level in range(1, TASK.levels + 1):
+        curriculum.observe([("arithmetic", level, rewards)])
+    assert 1 <= curriculum.draw_level(np.random.default_rng(0), TASK) <= TASK.levels
+
+
+# ---- the stage
+SETTINGS = RlSettings(
+    steps=5,
+    groups=2,
+    size=4,
+    rounds=1,
+    max_tokens=12,
+    anchor_rows=1,
+    length=128,
+    arithmetic=1.0,
+    countdown3=0.0,
+)
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random SFT model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("sft")
+    model = Decoder(ModelSettings(width=32, layers=1, head_dim=16, context=160).config(400)).initialise(0)
+    save_into(context(folder, {}), model, TOKENIZER)
+    TOKENIZER.save(folder)
+    return {"tokenizer": folder, "sft": folder}
+
+
+def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
+    folder.mkdir(exist_ok=True)
+    return StageContext(
+        folder, inputs, 3, 1, "cpu", Progress("rl", quiet=True), folder / "metrics.jsonl", folder
+    )
+
+
+@pytest.fixture
+def luck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward that an untrained model gets now and then: for ids that add up to an odd number."""
+    monkeypatch.setattr(module, "reward", lambda problem, t, answer, chat: float(sum(t.ids()) % 2))
+    monkeypatch.setattr("ayllu.train.loop.CHECKPOINT_SECONDS", 0.0)
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    return list(load_model(folder / "model").parameters())
+
+
+@pytest.mark.usefixtures("luck")
+@pytest.mark.parametrize("death", [1, 3])
+def test_a_broken_stage_goes_on_identically(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: int
+) -> None:
+    whole = context(tmp_path / "whole", inputs)
+    module.rl(whole, SETTINGS, SftSettings())
+    sample, steps = Rollouts.sample, list[int]()
+
+    def mortal(self: Rollouts, step: int, curriculum: Curriculum) -> list[Group]:
+        steps.append(step)
+        if step == death and steps.count(step) == 1:
+            raise BrokenOffError
+        return sample(self, step, curriculum)
+
+    monkeypatch.setattr(Rollouts, "sample", mortal)
+    broken = context(tmp_path / "broken", inputs)
+    with pytest.raises(BrokenOffError):
+        module.rl(broken, SETTINGS, SftSettings())
+    module.rl(broken, SETTINGS, SftSettings())
+    assert steps == [*range(death + 1), *range(death, SETTINGS.steps)]
+    same = zip(weights(whole.folder), weights(broken.folder), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+    assert whole.metrics.read_text() == broken.metrics.read_text()
+    rows = [json.loads(line) for line in whole.metrics.read_text().splitlines()]
+    assert any(row["informative"] > 0 for row in rows), "the policy gradient took part"
+    moved = zip(weights(inputs["sft"]), weights(whole.folder), strict=True)
+    assert any(not torch.equal(a, b) for a, b in moved)
+
+
+def test_training_without_any_informative_group_is_stopped(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value, said in ((0.0, "every group is all wrong"), (1.0, "every group is all right")):
+        monkeypatch.setattr(module, "reward", lambda *_, value=value: value)
+        here = context(tmp_path / said.replace(" ", "-"), inputs)
+        with pytest.raises(TrainingStoppedError, match=said):
+            module.rl(here, replace(SETTINGS, steps=40), SftSettings())
+
+
+@pytest.mark.usefixtures("luck")
+def test_rl_makes_rewarded_answers_more_frequent(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rewarded for short answers, a model soon ends at once."""
+    monkeypatch.setattr(module, "reward", lambda p, t, answer, c: float(answer.finish_reason == "stop"))
+    settings = replace(SETTINGS, steps=25, groups=8, anchor=0.0, lr=0.01, max_tokens=24)
+    here = context(tmp_path / "short", inputs)
+    module.rl(here, settings, SftSettings())
+    rewards = [json.loads(line)["reward"] for line in here.metrics.read_text().splitlines()]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
