@@ -173,6 +173,7 @@ class Engine:
 
 def completion(sequence: Sequence) -> Completion:
     """What the caller of a finished sequence gets."""
+    logprobs = sequence.logprobs if sequence.params.logprobs else []
     return Completion(
-        sequence.token_ids, sequence.logprobs, sequence.finish_reason or "cancelled", len(sequence.prompt_ids)
+        sequence.token_ids, logprobs, sequence.finish_reason or "cancelled", len(sequence.prompt_ids)
     )

@@ -18,6 +18,7 @@ class SamplingParams:
     `max_tokens` None means up to the end of the context. `temperature` 0 is greedy (ties go to the
     lowest id). `top_k` 0, `top_p` 1 and `min_p` 0 are off. A stop id ends the sequence and is kept as
     its last token. With a `seed` the same prompt gives the same tokens, whatever else is running.
+    `logprobs` False leaves them out of the completion.
     """
 
     max_tokens: int | None = None
@@ -27,6 +28,7 @@ class SamplingParams:
     min_p: float = 0.0
     seed: int | None = None
     stop_ids: tuple[int, ...] = ()
+    logprobs: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "top_k", "seed"):

@@ -335,3 +335,13 @@ def test_streamed_text_is_whole_characters_and_the_whole_text(tmp_path):
 def test_an_engine_without_a_tokenizer_can_t_stream_text(engine):
     with pytest.raises(RequestError, match="tokenizer"):
         next(engine.stream("x"))
+
+
+def test_log_probabilities_are_left_out_on_demand():
+    with Engine(make_model()) as engine:
+        with_them, without = (
+            engine.generate([[1, 2, 3]], max_tokens=5, temperature=0, logprobs=wanted)[0]
+            for wanted in (True, False)
+        )
+    assert with_them.token_ids == without.token_ids
+    assert len(with_them.logprobs) == 5 and without.logprobs == []
