@@ -225,8 +225,15 @@ class Run:
                 self.write_report()
             if stage.name == until:
                 break
-        if not worked and not (self.folder / "report.json").exists():
+        if not worked and self._report_is_old():
             self.write_report()
+
+    def _report_is_old(self) -> bool:
+        """Whether the report is missing, or a kill came between a stage's marker and the report of it."""
+        report = self.folder / "report.json"
+        markers = [m for stage in self.stages if (m := stage.marker(self.folder)).exists()]
+        newest = max((m.stat().st_mtime_ns for m in markers), default=0)
+        return not report.exists() or report.stat().st_mtime_ns < newest
 
     def _holds(self, stage: Stage, marker: Mapping[str, Any], fingerprint: str, made_from: Any) -> bool:
         """Whether the stage's result is there and good. What doesn't fit any more is moved to old/."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import resource
 import shutil
@@ -146,6 +147,19 @@ def test_ctrl_c_and_a_termination_signal_keep_what_is_done(place: Path) -> None:
     again = small_run.make(place, "--until", "sft", out="stopped")
     assert again.returncode == 0 and "goes on from step" in again.stderr
     assert weights_sha256(run / "sft" / "model") == weights_sha256(place / "whole" / "sft" / "model")
+
+
+def test_a_kill_between_the_last_marker_and_the_report_is_made_good(place: Path) -> None:
+    run = place / "unreported"
+    shutil.copytree(place / "whole", run)
+    whole = small_run.report(run)
+    (run / "report.json").write_text(json.dumps(whole | {"finished": False, "weights_sha256": None}))
+    earlier = (run / "release" / "stage.json").stat().st_mtime_ns - 10**9
+    os.utime(run / "report.json", ns=(earlier, earlier))
+    done = small_run.make(place, out="unreported")
+    assert done.returncode == 0 and "release done before" in done.stderr
+    assert small_run.report(run)["finished"]
+    assert small_run.report(run)["weights_sha256"] == whole["weights_sha256"]
 
 
 # ---- damage
