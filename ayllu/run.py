@@ -230,10 +230,11 @@ class Run:
 
     def _report_is_old(self) -> bool:
         """Whether the report is missing, or a kill came between a stage's marker and the report of it."""
-        report = self.folder / "report.json"
+        reports = [p for p in self.folder.glob("report.*") if p.suffix in (".json", ".html")]
         markers = [m for stage in self.stages if (m := stage.marker(self.folder)).exists()]
         newest = max((m.stat().st_mtime_ns for m in markers), default=0)
-        return not report.exists() or report.stat().st_mtime_ns < newest
+        written = (p.stat().st_mtime_ns for p in reports)
+        return not (self.folder / "report.json").exists() or min(written) < newest
 
     def _holds(self, stage: Stage, marker: Mapping[str, Any], fingerprint: str, made_from: Any) -> bool:
         """Whether the stage's result is there and good. What doesn't fit any more is moved to old/."""
