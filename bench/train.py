@@ -43,6 +43,7 @@ def main() -> None:
 
     threads = wish.threads or machine.physical_cores()
     use_threads(threads)
+    machine.keep_memory()
     tables = compose(read_recipe(Path(wish.recipe))).tables
     settings, config = tables["pretrain"], tables["model"].config(tables["tokenizer"].vocabulary)
     dtype = compute_type("cpu")

@@ -12,8 +12,6 @@
 
 namespace ayllu {
 
-INLINE float load(float x) { return x; }
-INLINE float load(uint16_t x) { return widen(x); }
 INLINE void store(float& to, float x) { to = x; }
 INLINE void store(uint16_t& to, float x) { to = narrow(x); }
 
@@ -33,12 +31,12 @@ INLINE void attend_slot(const Decode& a, const T* q, const T* k_new, const T* v_
             const T* query = q + head * dim;
             for (size_t t = 0; t < end; ++t) scores[t] = 0.f;
             for (size_t d = 0; d < dim; ++d) {
-                const float factor = load(query[d]) * a.scale;
+                const float factor = value(query[d]) * a.scale;
                 const T* row = k + d * capacity;
-                for (size_t t = 0; t < end; ++t) scores[t] += factor * load(row[t]);
+                for (size_t t = 0; t < end; ++t) scores[t] += factor * value(row[t]);
             }
-            float top = scores[0], sum = 0.f;
-            for (size_t t = 1; t < end; ++t) top = std::max(top, scores[t]);
+            const float top = largest(scores, end);
+            float sum = 0.f;
             for (size_t t = 0; t < end; ++t) {
                 scores[t] = exp_fast(scores[t] - top);
                 sum += scores[t];
@@ -47,7 +45,7 @@ INLINE void attend_slot(const Decode& a, const T* q, const T* k_new, const T* v_
             for (size_t t = 0; t < end; ++t) {
                 const float weight = scores[t];
                 const T* row = v + t * dim;
-                for (size_t d = 0; d < dim; ++d) sum_row[d] += weight * load(row[d]);
+                for (size_t d = 0; d < dim; ++d) sum_row[d] += weight * value(row[d]);
             }
             for (size_t d = 0; d < dim; ++d) store(out[head * dim + d], sum_row[d] / sum);
         }
@@ -97,8 +95,7 @@ CLONES static void sample_rows(const float* logits, const float* temperatures, c
     constexpr size_t BLOCK = 64;
     for (size_t row = first; row < last; ++row) {
         const float* l = logits + row * vocab;
-        float top = l[0];
-        for (size_t i = 1; i < vocab; ++i) top = std::max(top, l[i]);
+        const float top = largest(l, vocab);
         float sum = 0.f;
         for (size_t i = 0; i < vocab; ++i) sum += exp_fast(l[i] - top);
         size_t token = 0;

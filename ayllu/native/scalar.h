@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 // One function, several machine levels, chosen at load time (GNU ifunc); plain code elsewhere.
@@ -38,6 +39,22 @@ INLINE float exp_fast(float x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.f;
     return p * std::bit_cast<float>((int32_t(n) + 127) << 23);
+}
+
+INLINE float value(float x) { return x; }
+INLINE float value(uint16_t x) { return widen(x); }
+
+// The largest of n > 0 values. The pragma allows the running maximum to be split into lanes (which
+// compilers refuse otherwise, because of NaN).
+template <class T>
+INLINE float largest(const T* x, size_t n) {
+    float top = value(x[0]);
+#pragma omp simd reduction(max : top)
+    for (size_t i = 1; i < n; ++i) {
+        const float v = value(x[i]);
+        top = v > top ? v : top;
+    }
+    return top;
 }
 
 }  // namespace ayllu

@@ -19,15 +19,12 @@
 
 namespace ayllu {
 
-constexpr float LOWEST = -3.4e38f;
-
 // ---- cross-entropy: logits become their own gradient
 CLONES static void cross_entropy_rows(uint16_t* logits, const int64_t* targets, const float* weights, float* losses,
                                       float* entropies, float* buffer, size_t first, size_t last, size_t vocab) {
     for (size_t row = first; row < last; ++row) {
         uint16_t* l = logits + row * vocab;
-        float top = LOWEST;
-        for (size_t i = 0; i < vocab; ++i) top = std::max(top, widen(l[i]));
+        const float top = largest(l, vocab);
         float sum = 0.f, weighted = 0.f;
         for (size_t i = 0; i < vocab; ++i) {
             const float shifted = widen(l[i]) - top;
@@ -142,8 +139,7 @@ CLONES static void softmax_rows(uint16_t* scores, const int32_t* starts, float* 
     for (size_t row = first; row < last; ++row) {
         const size_t t = row % length, begin = size_t(starts[row / per_batch * length + t]), end = t + 1;
         uint16_t* s = scores + row * length;
-        float top = LOWEST;
-        for (size_t i = begin; i < end; ++i) top = std::max(top, widen(s[i]));
+        const float top = largest(s + begin, end - begin);
         float sum = 0.f;
         for (size_t i = begin; i < end; ++i) {
             const float e = exp_fast(widen(s[i]) - top);

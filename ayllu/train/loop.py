@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ayllu import machine
 from ayllu.errors import UsageError
 from ayllu.files import append_line, make_folder, write_text
 from ayllu.model.decoder import Decoder
@@ -59,6 +60,7 @@ class Loop:
 
     def run(self, step: Callable[[int], dict[str, Any]], *, note: Callable[[dict[str, Any]], str]) -> None:
         """Call `step(n)` for the steps that are left; each returns a metrics row."""
+        machine.keep_memory()
         folder = make_folder(self.context.folder / CHECKPOINTS)
         interval = checkpoint_seconds()
         found = load_checkpoint(folder, self.model, self.optimizer, self.context.progress)

@@ -28,7 +28,8 @@ def orthogonalise(update_NRC: Tensor, iterations: int = 5) -> Tensor:
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(iterations):
         xxt = x @ x.transpose(1, 2)
-        x = _A * x + (_B * xxt + _C * xxt @ xxt) @ x
+        polynomial = torch.baddbmm(xxt, xxt, xxt, beta=_B, alpha=_C)
+        x = torch.baddbmm(x, polynomial, x, beta=_A)
     return x.transpose(1, 2) if tall else x
 
 
