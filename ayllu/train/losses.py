@@ -9,6 +9,7 @@ back in pieces that stay in the cache (the idea of fused linear cross-entropy ke
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -21,6 +22,13 @@ from ayllu.native import ops
 _ROWS = 2048  # logits of a piece: 16 MB at 4,096 pieces of vocabulary
 
 
+@functools.cache
+def _logits_buffer(vocab: int, dtype: torch.dtype) -> Tensor:
+    """One piece of logits, used again by every step: pieces of ever different sizes would leave the
+    heap in fragments."""
+    return torch.empty(_ROWS, vocab, dtype=dtype)
+
+
 class _FusedHeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor) -> Any:
@@ -31,7 +39,7 @@ class _FusedHeadLoss(torch.autograd.Function):
         for first in range(0, states_NC.shape[0], _ROWS):
             piece = slice(first, first + _ROWS)
             x = states_NC[piece]
-            logits = x @ head.T
+            logits = torch.mm(x, head.T, out=_logits_buffer(len(head), head.dtype)[: len(x)])
             loss, entropy = ops.cross_entropy_(
                 logits, targets_N[piece].contiguous(), weights_N[piece].contiguous()
             )
