@@ -243,17 +243,17 @@ class Run:
             if began.get("fingerprint") != fingerprint and used(stage, self.folder):
                 change = what_changed(began["basis"], made_from) if began else ""
                 why = f"begun otherwise ({change})" if began else "nothing says what it was made from"
-                self._set_aside(stage, why, later=bool(began))
+                self._set_aside(stage, why)
             return False
         if marker["fingerprint"] != fingerprint:
-            self._set_aside(stage, what_changed(marker["basis"], made_from), later=True)
+            self._set_aside(stage, what_changed(marker["basis"], made_from))
             return False
         for name in stage.needs:
             if marker["needs"][name] != made_by(self._marker(self.by_name[name])):
-                self._set_aside(stage, f"{name} made something else this time", later=False)
+                self._set_aside(stage, f"{name} made something else this time")
                 return False
         if damage := damaged(marker, stage.folder(self.folder)):
-            self._set_aside(stage, damage, later=False)
+            self._set_aside(stage, damage)
             return False
         return True
 
@@ -309,33 +309,29 @@ class Run:
         self.clock.drop(stage.name)
         progress.finish(f"done in {clock(entry['seconds'])}, memory at most {entry['peak_memory_mb']:.0f} MB")
 
-    def _set_aside(self, stage: Stage, why: str, *, later: bool) -> None:
-        """Move the stage's results (and with `later` those that were made from them) to old/."""
-        moved = [stage]
-        for other in self.stages if later else ():
-            if any(name in {m.name for m in moved} for name in other.needs):
-                moved.append(other)
+    def _set_aside(self, stage: Stage, why: str) -> None:
+        """Move the stage's results to old/. Those that were made from them stay until their turn comes, so
+        that a mistake in the recipe that stops an early stage doesn't take the finished model away."""
+        if not used(stage, self.folder):
+            self.clock.drop(stage.name)
+            return
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        for one in moved:
-            if not used(one, self.folder):
-                self.clock.drop(one.name)
-                continue
-            names = (
-                f"{one.name}-{stamp}{suffix}"
-                for suffix in itertools.chain([""], map("-{}".format, range(2, 999)))
-            )
-            target = next(p for name in names if not (p := self.folder / "old" / name).exists())
-            with typed_os_errors(self.folder):
-                make_folder(target.parent)
-                home = self.folder / one.name
-                if home.exists():
-                    home.rename(target)
-                make_folder(target)
-                if one.output and (output := one.folder(self.folder)).exists():
-                    output.rename(target / one.output)
-            take_rows(self.folder / "metrics.jsonl", one.name, target / "metrics.jsonl")
-            self.clock.drop(one.name)
-            self._progress(one).say(f"made again: {why}; what was there is in {target}")
+        names = (
+            f"{stage.name}-{stamp}{suffix}"
+            for suffix in itertools.chain([""], map("-{}".format, range(2, 999)))
+        )
+        target = next(p for name in names if not (p := self.folder / "old" / name).exists())
+        with typed_os_errors(self.folder):
+            make_folder(target.parent)
+            home = self.folder / stage.name
+            if home.exists():
+                home.rename(target)
+            make_folder(target)
+            if stage.output and (output := stage.folder(self.folder)).exists():
+                output.rename(target / stage.output)
+        take_rows(self.folder / "metrics.jsonl", stage.name, target / "metrics.jsonl")
+        self.clock.drop(stage.name)
+        self._progress(stage).say(f"made again: {why}; what was there is in {target}")
 
     def write_report(self) -> None:
         """report.json and report.html from the stages that are done."""

@@ -97,8 +97,12 @@ class Engine:
         scheduler = self.scheduler
         if newcomers := scheduler.admit():
             first = len(scheduler.running)
+            try:
+                logits_BV = self.executor.prefill([s.prompt_ids for s in newcomers])
+            except BaseException:  # out of memory, say: nobody has a slot yet
+                scheduler.waiting.extendleft(reversed(newcomers))
+                raise
             scheduler.running += newcomers
-            logits_BV = self.executor.prefill([s.prompt_ids for s in newcomers])
         elif scheduler.running:
             first, newcomers = 0, list(scheduler.running)
             logits_BV = self.executor.decode([s.token_ids[-1] for s in newcomers])

@@ -45,7 +45,7 @@ def save_checkpoint(
         hashes = {name: sha256_file(inside / name) for name in _PARTS}
         about = {"step": step, "optimizer_steps": optimizer.steps, "sha256": hashes, "state": state}
         write_json(inside / "state.json", {"about": about, "sha256": sha256_json(about)})
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
+    for old in sorted(folder.glob("step-*"), key=_step)[:-KEPT]:
         shutil.rmtree(old)
 
 
@@ -56,7 +56,7 @@ def load_checkpoint(
 
     A damaged one is named on the terminal and passed over. CheckpointDamagedError when all are.
     """
-    found = sorted(folder.glob("step-*"), reverse=True)
+    found = sorted(folder.glob("step-*"), key=_step, reverse=True)
     for path in found:
         try:
             about, parts = _read(path)
@@ -100,3 +100,9 @@ def _check_names(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
 def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
     for name, tensor in target.items():
         tensor.detach().copy_(source[name])
+
+
+def _step(path: Path) -> int:
+    """The number in a checkpoint's name (by name, a millionth step would come before the one before it)."""
+    digits = path.name.removeprefix("step-")
+    return int(digits) if digits.isdigit() else -1

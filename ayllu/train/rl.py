@@ -50,7 +50,6 @@ class RlSettings:
     size: int = bounded(8, 2, 256, "answers of a group")
     rounds: int = bounded(3, 1, 20, "times that a step samples, at the most, to fill its groups")
     max_tokens: int = bounded(160, 16, 32768, "sampled tokens of an answer")
-    temperature: float = bounded(1.0, 0.1, 2.0, "of the rollouts; the loss assumes 1")
     lr: float = bounded(0.0004, 1e-7, 1.0, "peak rate of AdamW")
     anchor: float = bounded(0.3, 0.0, 10.0, "weight of the SFT batch beside the policy gradient")
     anchor_rows: int = bounded(8, 1, 1024, "rows of the SFT batch")
@@ -130,7 +129,7 @@ class Rollouts:
         ]
         params = SamplingParams(
             max_tokens=self.settings.max_tokens,
-            temperature=self.settings.temperature,
+            temperature=1.0,  # the loss is that of the model's own distribution
             seed=int(rng.integers(2**62)),
         )
         answers = answer_batch(self.engine, self.chat, prompts, self.toolbox, params)

@@ -77,5 +77,6 @@ def train_step(
 ) -> list[StepResult]:
     """One update from the summed gradients of `batches`."""
     results = [backward(model, batch, dtype) for batch in batches]
-    optimizer.step(lr_scale)
+    if results:  # without a gradient old momentum would still move the weights
+        optimizer.step(lr_scale)
     return results
