@@ -225,6 +225,19 @@ def test_a_changed_setting_makes_that_stage_and_the_later_ones_again(place: Path
     assert final(run) == first
 
 
+def test_a_mistake_that_stops_an_early_stage_leaves_the_finished_model(place: Path) -> None:
+    run = place / "runs" / "fake"
+    fake_run.run(place / "fake.toml")
+    first, _ = final(run), calls(place)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        fake_run.run(recipe(place, "seed = 3\n[count]\nfault = 'other'\n"))
+    assert final(run) == first  # only the stage that was tried has moved to old/
+    assert {p.name.split("-")[0] for p in (run / "old").iterdir()} == {"count"}
+    calls(place)
+    fake_run.run(recipe(place, "seed = 3\n"))
+    assert final(run) == first and calls(place) == ["count"]  # the mistake undone, the rest still holds
+
+
 def test_what_an_extra_gives_counts_by_its_content(place: Path) -> None:
     fake_run.run(place / "fake.toml")
     calls(place)
