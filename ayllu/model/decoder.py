@@ -1,4 +1,7 @@
-"""The decoder: embed, blocks, norm, head (pre-norm Transformer; LLaMA, Touvron et al. 2023, section 2.2)."""
+"""The decoder: embed, blocks, norm, head (pre-norm Transformer; LLaMA, Touvron et al. 2023, section 2.2).
+
+One module for every family: what differs between them stands in the config.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ayllu.model.attention import Attention, LayerCache, Place
-from ayllu.model.config import LayerSpec, ModelConfig
-from ayllu.model.mlp import SwiGLU
-from ayllu.model.norm import RMSNorm
-from ayllu.model.rope import rope_tables
+from ayllu.model.config import AttentionSpec, LayerSpec, MLPSpec, ModelConfig
+from ayllu.model.latent import LatentAttention
+from ayllu.model.mlp import MLP
+from ayllu.model.moe import MoE
+from ayllu.model.norm import block_norm
 from ayllu.native import ops
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Attention and feed-forward, each added to the residual stream, one after the other or side by side."""
 
     def __init__(self, config: ModelConfig, spec: LayerSpec) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(config, spec)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = SwiGLU(config, spec)
+        self.parallel = spec.parallel
+        self.attention_norm = block_norm(config)
+        self.attention: Attention | LatentAttention
+        if isinstance(spec.attention, AttentionSpec):
+            self.attention = Attention(config, spec.attention)
+        else:
+            self.attention = LatentAttention(config, spec.attention)
+        self.mlp_norm = None if spec.parallel else block_norm(config)
+        self.mlp = MLP(config.width, spec.mlp) if isinstance(spec.mlp, MLPSpec) else MoE(config, spec.mlp)
 
     def forward(self, x_BTC: Tensor, place: Place, cache: LayerCache | None) -> Tensor:
         """x_BTC -> the same shape."""
-        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), place, cache)
+        normed_BTC = self.attention_norm(x_BTC)
+        if self.mlp_norm is None:
+            return x_BTC + self.attention(normed_BTC, place, cache) + self.mlp(normed_BTC)
+        x_BTC = x_BTC + self.attention(normed_BTC, place, cache)
         return x_BTC + self.mlp(self.mlp_norm(x_BTC))
 
 
@@ -39,12 +51,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Embedding(config.positions, config.width) if config.positions else None
         self.blocks = nn.ModuleList(Block(config, spec) for spec in config.layers)
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.norm = block_norm(config)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
-        cos_PD, sin_PD = rope_tables(config.context, config.layers[0].head_dim, config.rope_theta)
-        self.register_buffer("cos_PD", cos_PD, persistent=False)
-        self.register_buffer("sin_PD", sin_PD, persistent=False)
 
     @property
     def head_weight(self) -> Tensor:
@@ -60,11 +70,11 @@ class Decoder(nn.Module):
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 if weight.dim() < 2:
-                    weight.fill_(1.0)
-                elif name.endswith(("attention.out.weight", "mlp.down.weight")):
+                    weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                elif name.endswith(("attention.out.weight", "down.weight", "mlp.down")):
                     weight.zero_()
                 else:
-                    std = 0.02 if name == "embedding.weight" else weight.shape[1] ** -0.5
+                    std = 0.02 if name == "embedding.weight" else weight.shape[-1] ** -0.5
                     weight.copy_(torch.randn(weight.shape, generator=generator) * std)
         return self
 
@@ -80,40 +90,54 @@ class Decoder(nn.Module):
         """Final normed states (B, T, C), before the head.
 
         `document_BT`: tokens attend only to earlier tokens with the same number (packed rows).
-        `positions_BT`: rotary positions; 0, 1, 2, ... when absent.
+        `positions_BT`: 0, 1, 2, ... when absent, from the start of each document where a layer cares.
         `dtype`: compute in this type (weights are cast where they are used).
         """
         x_BTC = F.embedding(tokens_BT, self.embedding.weight)
         if dtype is not None:
             x_BTC = x_BTC.to(dtype)
-        t = tokens_BT.shape[1]
-        positions = slice(None, t) if positions_BT is None else positions_BT
-        cos_BTD, sin_BTD = self.cos_PD[positions], self.sin_PD[positions]
-        if positions_BT is None:
-            cos_BTD, sin_BTD = cos_BTD[None], sin_BTD[None]
-        if positions_BT is None and caches is None and ops.usable(x_BTC):
-            place = Place(cos_BTD, sin_BTD, starts_BT=document_starts(tokens_BT, document_BT))
-        elif document_BT is not None:
-            causal_TT = torch.ones(t, t, dtype=torch.bool, device=tokens_BT.device).tril()
-            same_BTT = document_BT[:, :, None] == document_BT[:, None, :]
-            place = Place(cos_BTD, sin_BTD, mask_B1TT=(same_BTT & causal_TT)[:, None])
-        else:
-            place = Place(cos_BTD, sin_BTD)
+        place = self._place(tokens_BT, positions_BT, document_BT, fused=caches is None and ops.usable(x_BTC))
+        if self.positions is not None:
+            x_BTC = x_BTC + F.embedding(place.positions_BT, self.positions.weight).to(x_BTC.dtype)
         for index, block in enumerate(self.blocks):
             x_BTC = block(x_BTC, place, caches[index] if caches else None)
         return self.norm(x_BTC)
 
+    def logits(self, states: Tensor) -> Tensor:
+        """States (..., C) -> logits (..., V)."""
+        logits = F.linear(states, self.head_weight.to(states.dtype))
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     def forward(self, tokens_BT: Tensor, **options: Tensor) -> Tensor:
         """tokens_BT -> logits_BTV (see `states` for the options)."""
-        x_BTC = self.states(tokens_BT, **options)
-        return F.linear(x_BTC, self.head_weight.to(x_BTC.dtype))
+        return self.logits(self.states(tokens_BT, **options))
+
+    def _place(
+        self, tokens_BT: Tensor, positions_BT: Tensor | None, document_BT: Tensor | None, *, fused: bool
+    ) -> Place:
+        given = positions_BT is not None
+        if positions_BT is None:
+            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
+            # Rotary positions only count by their differences; other kinds must begin with the document.
+            if document_BT is not None and self._counts_from_zero():
+                positions_BT = positions_BT - document_starts(tokens_BT, document_BT)
+                given = True
+        starts_BT = document_starts(tokens_BT, document_BT) if fused and not given else None
+        return Place(positions_BT, document_BT, starts_BT)
+
+    def _counts_from_zero(self) -> bool:
+        return self.positions is not None or any(
+            spec.chunk is not None or getattr(spec, "temperature", None) is not None
+            for spec in self.config.attentions
+        )
 
 
 def document_starts(tokens_BT: Tensor, document_BT: Tensor | None) -> Tensor:
     """int32 (B, T): where the document of each position begins in its row (0 without documents)."""
     if document_BT is None:
         return torch.zeros_like(tokens_BT, dtype=torch.int32)
-    position_T = torch.arange(document_BT.shape[1], dtype=torch.int32)
+    position_T = torch.arange(document_BT.shape[1], dtype=torch.int32, device=document_BT.device)
     new_BT = torch.ones_like(document_BT, dtype=torch.bool)
     new_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
     return torch.where(new_BT, position_T, 0).cummax(1).values.to(torch.int32)

@@ -67,12 +67,21 @@ class _FusedHeadLoss(torch.autograd.Function):
 
 
 def head_loss(
-    states_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor
+    states_NC: Tensor,
+    head_VC: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum of weights * losses with gradient; losses_N; entropies_N in nats, both detached, float32)."""
-    if ops.usable(states_NC):
+    """(sum of weights * losses with gradient; losses_N; entropies_N in nats, both detached, float32).
+
+    `softcap`: the model's `logit_softcap`."""
+    if softcap is None and ops.usable(states_NC):
         return _FusedHeadLoss.apply(states_NC, head_VC, targets_N, weights_N)
-    log_p_NV = F.linear(states_NC, head_VC.to(states_NC.dtype)).float().log_softmax(-1)
+    logits_NV = F.linear(states_NC, head_VC.to(states_NC.dtype)).float()
+    if softcap is not None:
+        logits_NV = softcap * torch.tanh(logits_NV / softcap)
+    log_p_NV = logits_NV.log_softmax(-1)
     loss_N = -log_p_NV.gather(-1, targets_N[:, None])[:, 0]
     with torch.no_grad():
         entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1)

@@ -158,7 +158,9 @@ def bits_per_byte(model: Decoder, tokenizer: Tokenizer, texts: list[str], device
             weights[row, scored : len(ids) - 1] = 1.0
         tokens, targets, weights = tokens.to(device), targets.to(device), weights.to(device)
         states = model.states(tokens).flatten(0, 1)
-        total, _, _ = head_loss(states, model.head_weight, targets.flatten(), weights.flatten())
+        total, _, _ = head_loss(
+            states, model.head_weight, targets.flatten(), weights.flatten(), model.config.logit_softcap
+        )
         nats += float(total)
     return nats / math.log(2) / size
 

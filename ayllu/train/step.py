@@ -62,7 +62,9 @@ def backward(model: Decoder, batch: Batch, dtype: torch.dtype) -> StepResult:
         targets_N = batch.targets_BT.flatten()[rows]
     else:
         targets_N = batch.targets_BT.flatten()
-    loss, losses_N, entropy_N = head_loss(states_NC, model.head_weight, targets_N, weights_N)
+    loss, losses_N, entropy_N = head_loss(
+        states_NC, model.head_weight, targets_N, weights_N, model.config.logit_softcap
+    )
     loss.backward()
     value = float(loss.detach())
     if not math.isfinite(value):

@@ -2,7 +2,7 @@
 
 import torch
 
-from ayllu.model.config import LayerSpec, ModelConfig
+from ayllu.model.config import ModelConfig, dense_layer
 from ayllu.model.decoder import Decoder
 
 CONTEXT, VOCABULARY = 96, 211
@@ -10,7 +10,7 @@ CONTEXT, VOCABULARY = 96, 211
 
 def make_model(seed: int = 0) -> Decoder:
     """Float32, with a favourite that is nowhere a near tie of another."""
-    config = ModelConfig(48, VOCABULARY, (LayerSpec(4, 2, 12, 80),) * 2, CONTEXT)
+    config = ModelConfig(48, VOCABULARY, (dense_layer(4, 2, 12, 80),) * 2, CONTEXT)
     generator = torch.Generator().manual_seed(seed)
     model = Decoder(config).requires_grad_(False).eval()
     for weight in model.parameters():

@@ -2,16 +2,16 @@
 
 import torch
 
-from ayllu.model.config import LayerSpec, ModelConfig
+from ayllu.model.config import ModelConfig, dense_layer
 from ayllu.model.decoder import Decoder
 
 CONFIGS = {
-    "one kv head, tied": ModelConfig(48, 131, (LayerSpec(4, 1, 16, 72),) * 2, 64),
+    "one kv head, tied": ModelConfig(48, 131, (dense_layer(4, 1, 16, 72),) * 2, 64),
     "two kv heads, own head": ModelConfig(
-        96, 257, (LayerSpec(6, 2, 8, 40),) * 3, 80, rope_theta=500_000.0, tied=False
+        96, 257, (dense_layer(6, 2, 8, 40, theta=500_000.0),) * 3, 80, tied=False
     ),
-    "as many kv heads, wide": ModelConfig(32, 67, (LayerSpec(4, 4, 24, 96),) * 2, 50, rope_theta=777.0),
-    "one head": ModelConfig(64, 513, (LayerSpec(1, 1, 34, 33),), 40, norm_eps=1e-3, tied=False),
+    "as many kv heads, wide": ModelConfig(32, 67, (dense_layer(4, 4, 24, 96, theta=777.0),) * 2, 50),
+    "one head": ModelConfig(64, 513, (dense_layer(1, 1, 34, 33),), 40, norm_eps=1e-3, tied=False),
 }
 
 

@@ -9,64 +9,89 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ayllu.model.attention import scaled_attention, visible
+from ayllu.model.config import AttentionSpec, LatentSpec
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import cast_matrices
 from ayllu.native import ops
 
 
 class _LayerSlots:
-    """Keys (slots, kv heads, head size, capacity) and values (slots, kv heads, capacity, head size)
-    of one layer. Keys lie transposed, as the product with a query wants them."""
+    """Keys (slots, kv heads, key channels, capacity) and values (slots, kv heads, capacity, value channels)
+    of one layer. Keys lie transposed, as the product with a query wants them. Latent attention stores no
+    values: they are the first channels of its keys."""
 
-    def __init__(self, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.k_SGDT = torch.empty(0, kv_heads, head_dim, 0, dtype=dtype, device=device)
-        self.v_SGTD = torch.empty(0, kv_heads, 0, head_dim, dtype=dtype, device=device)
+    def __init__(self, spec: AttentionSpec | LatentSpec, dtype: torch.dtype, device: torch.device) -> None:
+        self.spec, shape = spec, spec.cache
+        self.shared = shape.shared
+        self.k_SGDT = torch.empty(0, shape.kv_heads, shape.key_dim, 0, dtype=dtype, device=device)
+        self.v_SGTE = torch.empty(0, shape.kv_heads, 0, shape.value_dim, dtype=dtype, device=device)
         self.first = 0  # prefill: slot of the batch's first row
         self.lengths_B: Tensor | None = None  # decode: tokens stored before this one; None: prefill
         self.longest = 0
+        # The kernel for decoding knows full causal attention with the usual scale.
+        self.plain = (
+            isinstance(spec, AttentionSpec)
+            and (spec.window, spec.chunk, spec.scale, spec.softcap) == (None,) * 4
+        )
 
     def grow(self, slots: int, capacity: int) -> None:
         """Make room, keeping what is stored."""
-        s, g, t, d = self.v_SGTD.shape
+        s, g, d, t = self.k_SGDT.shape
+        e = self.v_SGTE.shape[3]
         if slots > s or capacity > t:
             k_SGDT = self.k_SGDT.new_zeros(max(slots, s), g, d, max(capacity, t))
-            v_SGTD = self.v_SGTD.new_zeros(max(slots, s), g, max(capacity, t), d)
-            k_SGDT[:s, :, :, :t], v_SGTD[:s, :, :t] = self.k_SGDT, self.v_SGTD
-            self.k_SGDT, self.v_SGTD = k_SGDT, v_SGTD
+            v_SGTE = self.v_SGTE.new_zeros(max(slots, s), g, max(capacity, t), e)
+            k_SGDT[:s, :, :, :t], v_SGTE[:s, :, :t] = self.k_SGDT, self.v_SGTE
+            self.k_SGDT, self.v_SGTE = k_SGDT, v_SGTE
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a slot's first `length` entries over another's."""
         self.k_SGDT[target, :, :, :length] = self.k_SGDT[source, :, :, :length]
-        self.v_SGTD[target, :, :length] = self.v_SGTD[source, :, :length]
+        self.v_SGTE[target, :, :length] = self.v_SGTE[source, :, :length]
 
-    def attend(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+    def attend(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGE: Tensor | None) -> Tensor:
         """Store keys and values; attend causally (prefill) or to the whole slot (decode)."""
-        b, t, h, d = q_BTHD.shape
-        g = k_BTGD.shape[2]
         if self.lengths_B is None:
-            slots = slice(self.first, self.first + b)
-            q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
-            self.k_SGDT[slots, :, :, :t], self.v_SGTD[slots, :, :t] = k.transpose(2, 3), v
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=h != g)
-            return y.transpose(1, 2)
-        if ops.decoding_usable(q_BTHD):
-            q_SHD, k_SGD, v_SGD = (x[:, 0] for x in (q_BTHD, k_BTGD, v_BTGD))
-            return ops.decode_attention(q_SHD, k_SGD, v_SGD, self.k_SGDT, self.v_SGTD, self.lengths_B)[
-                :, None
-            ]
+            return self._prefill(q_BTHD, k_BTGD, v_BTGE)
+        b, _, h, d = q_BTHD.shape
+        g = k_BTGD.shape[2]
+        if v_BTGE is not None and self.plain and ops.decoding_usable(q_BTHD):
+            q_SHD, k_SGD, v_SGD = (x[:, 0] for x in (q_BTHD, k_BTGD, v_BTGE))
+            y_SHD = ops.decode_attention(q_SHD, k_SGD, v_SGD, self.k_SGDT, self.v_SGTE, self.lengths_B)
+            return y_SHD[:, None]
         rows = torch.arange(b, device=q_BTHD.device)
         self.k_SGDT[rows, :, :, self.lengths_B] = k_BTGD[:, 0]
-        self.v_SGTD[rows, :, self.lengths_B] = v_BTGD[:, 0]
         k = self.k_SGDT[:b, :, :, : self.longest].flatten(0, 1)
-        v = self.v_SGTD[:b, :, : self.longest].flatten(0, 1)
+        if v_BTGE is None:
+            v = k[:, : self.shared].transpose(1, 2)
+        else:
+            self.v_SGTE[rows, :, self.lengths_B] = v_BTGE[:, 0]
+            v = self.v_SGTE[:b, :, : self.longest].flatten(0, 1)
         # The heads of one key-value head form a small matrix, so that keys are read once.
-        scores = torch.bmm(q_BTHD.reshape(b * g, h // g, d) * d**-0.5, k).view(b, h, -1)
-        later_BT = torch.arange(self.longest, device=q_BTHD.device) > self.lengths_B[:, None]
-        weights = scores.masked_fill(later_BT[:, None], -torch.inf).softmax(-1).view(b * g, h // g, -1)
-        return torch.bmm(weights, v).view(b, 1, h, d)
+        scores_BHT = torch.bmm(q_BTHD.reshape(b * g, h // g, d) * self.spec.score_scale, k).view(b, h, -1)
+        if self.spec.softcap is not None:
+            scores_BHT = self.spec.softcap * torch.tanh(scores_BHT / self.spec.softcap)
+        keys_T = torch.arange(self.longest, device=q_BTHD.device)
+        seen_BT = visible(self.lengths_B[:, None], keys_T, self.spec.window, self.spec.chunk)
+        weights = scores_BHT.masked_fill(~seen_BT[:, None], -torch.inf).softmax(-1).view(b * g, h // g, -1)
+        return torch.bmm(weights, v).view(b, 1, h, -1)
+
+    def _prefill(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGE: Tensor | None) -> Tensor:
+        b, t = q_BTHD.shape[:2]
+        slots = slice(self.first, self.first + b)
+        self.k_SGDT[slots, :, :, :t] = k_BTGD.permute(0, 2, 3, 1)
+        if v_BTGE is None:
+            v_BTGE = k_BTGD[..., : self.shared]
+        else:
+            self.v_SGTE[slots, :, :t] = v_BTGE.transpose(1, 2)
+        mask_B1TT, spec = None, self.spec
+        if spec.window is not None or spec.chunk is not None:
+            index_T = torch.arange(t, device=q_BTHD.device)
+            mask_B1TT = visible(index_T[:, None], index_T, spec.window, spec.chunk)[None, None]
+        return scaled_attention(q_BTHD, k_BTGD, v_BTGE, mask_B1TT, spec.score_scale, spec.softcap)
 
 
 class TorchExecutor:
@@ -76,7 +101,7 @@ class TorchExecutor:
         self.source, self.dtype = model, dtype
         self.device = model.embedding.weight.device
         self.lengths: list[int] = []  # tokens stored in each slot
-        self.layers = [_LayerSlots(s.kv_heads, s.head_dim, dtype, self.device) for s in model.config.layers]
+        self.layers = [_LayerSlots(spec, dtype, self.device) for spec in model.config.attentions]
         self.model = model
         self.refresh()
 
@@ -134,7 +159,7 @@ class TorchExecutor:
 
     @torch.inference_mode()
     def _logits(self, states_BC: Tensor) -> Tensor:
-        return F.linear(states_BC, self.model.head_weight.to(self.dtype)).float()
+        return self.model.logits(states_BC).float()
 
 
 def _round_up(n: int) -> int:
