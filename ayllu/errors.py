@@ -27,6 +27,10 @@ class AylluError(Exception):
         return "\n".join(lines)
 
 
+class AylluWarning(UserWarning):
+    """Something that a user should look at and that is no error; given to `warnings.warn`."""
+
+
 class UsageError(AylluError):
     """The command line's words are off."""
 

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ayllu.errors import BadFileError, DiskFullError, FolderReadOnlyError, RunBusyError
 
@@ -62,13 +62,17 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either the old or the new content, never a part."""
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the name `path` as a whole when the block ends without an error.
+
+    Until then it has a temporary name; a failed block leaves what was at `path` untouched.
+    """
     with typed_os_errors(path):
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -78,6 +82,12 @@ def write_bytes(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds either the old or the new content, never a part."""
+    with new_file(path) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -90,11 +100,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON. Raises FileNotFoundError, or BadFileError when it can't be parsed."""
+def read_json(path: Path, *, limit: int | None = None) -> Any:
+    """Read JSON. Raises FileNotFoundError, or BadFileError when it can't be parsed or has more than
+    `limit` bytes (parsed JSON takes many times the memory of its text)."""
+    if limit is not None and path.stat().st_size > limit:
+        raise BadFileError(f"{path} is not what it says", why=f"it has more than {limit:,} bytes")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    # ValueError: no JSON, no UTF-8, or a number of endless digits. RecursionError: endless nesting.
+    except (ValueError, RecursionError) as error:
         raise BadFileError(f"{path} is not valid JSON", why=str(error)) from error
 
 

@@ -1,106 +1,294 @@
-"""Model folders in and out: config.json and model.safetensors, nothing that can run code.
+"""Weights that come and go: Hugging Face folders, Meta folders and GGUF files in, Hugging Face folders out.
 
-Loading checks everything before a weight is used: the files exist, the header parses, there are
-exactly the tensors that the config asks for, with their shapes and types, and nothing is NaN.
+The way in is one for all. A container (`formats/`) gives config values and named tensors, a family
+(`families/`) says what they mean, and everything is compared before memory is taken: the tensors must be
+exactly those that the config asks for, with their shapes and float types. Then the decoder is built
+without memory (torch's meta device), each of its tensors is allocated once and filled where it lies, so
+that a load needs little more memory than the weights. Nothing in a folder is ever run.
 """
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from ayllu.errors import BadFileError, ModelFileDamagedError, ModelFileMissingError, RequestError
-from ayllu.files import read_json, write_bytes, write_json
+from ayllu.errors import (
+    AylluWarning,
+    BadFileError,
+    ModelFileDamagedError,
+    ModelFileMissingError,
+    RefusedError,
+    RequestError,
+)
+from ayllu.files import read_json, write_json
+from ayllu.model import families
 from ayllu.model.config import ModelConfig
 from ayllu.model.decoder import Decoder
-from ayllu.model.families import qwen3
+from ayllu.model.families.names import EMBEDDING, HEAD, Entry
+from ayllu.model.formats.filling import fill, places
+from ayllu.model.formats.safetensors import INDEX, SHARD_BYTES, SINGLE, open_safetensors, save_safetensors
+from ayllu.model.formats.source import TensorInfo, TensorSource
 
 _COPY_AGAIN = "copy the whole model folder again"
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STORED = {*_TYPES.values(), torch.float64}
+_CONFIG_LIMIT = 4_000_000  # bytes of config.json; a long one has ten thousand
+# Suffixes under which weights are kept as pickles, which can run any code (or .npy, which may hold one).
+_PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
 
 
-def save_model(model: Decoder, folder: Path, *, bos: int, eos: int, pad: int) -> None:
-    """Write config.json and model.safetensors (float32) into `folder`."""
-    write_json(folder / "config.json", qwen3.config_to_hf(model.config, bos=bos, eos=eos, pad=pad))
-    tensors = qwen3.weights_to_hf(model.config, model.state_dict())
-    tensors = {name: tensor.float().cpu().clone() for name, tensor in sorted(tensors.items())}
-    write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+# ---- in
+def open_weights(path: Path | str) -> tuple[dict[str, Any], TensorSource]:
+    """Config values (Hugging Face's keys) and tensors (its names) of a model folder, a Meta folder with
+    params.json, or a .gguf file. The caller closes the source.
 
-
-def load_config(folder: Path) -> ModelConfig:
-    """The config of a model folder. Errors: ModelFileMissingError, ModelFileDamagedError."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelFileMissingError(f"{path} is missing", fix=_COPY_AGAIN)
-    try:
-        values = read_json(path)
-    # The parser gives up on endless digits with ValueError and on endless nesting with RecursionError.
-    except (BadFileError, ValueError, RecursionError, OSError) as error:
-        why = error.why if isinstance(error, BadFileError) else str(error)
-        raise ModelFileDamagedError(f"{path} is damaged", why=why, fix=_COPY_AGAIN) from error
-    architectures = values.get("architectures") if isinstance(values, dict) else None
-    if architectures != [qwen3.ARCHITECTURE]:
-        raise ModelFileDamagedError(
-            f"{path} names the architecture {str(architectures)[:200]}",
-            why=f"only {qwen3.ARCHITECTURE} is known",
-        )
-    return qwen3.config_from_hf(values)
-
-
-def load_model(folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> Decoder:
-    """The Decoder of a model folder, its matrices in `dtype` (norms and rotary tables stay in float32).
-
-    Errors: ModelFileMissingError, ModelFileDamagedError; RequestError for an unknown `dtype`.
+    Errors: ModelFileMissingError, ModelFileDamagedError; BadFileError where the weights are pickles;
+    RefusedError where the config names code.
     """
-    if dtype not in _TYPES:
-        raise RequestError(f"dtype = {dtype!r} is not one of {', '.join(_TYPES)}")
-    folder = Path(folder)
-    config = load_config(folder)
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise ModelFileMissingError(f"{path} is missing", fix=_COPY_AGAIN)
+    path = Path(path)
+    if _is_gguf(path):
+        from ayllu.model.formats.gguf import open_gguf
+
+        return open_gguf(path)
+    if _is_meta(path):
+        from ayllu.model.formats.meta import open_meta
+
+        return open_meta(path)
+    values = _read_config(path)
+    if not (path / SINGLE).is_file() and not (path / INDEX).is_file():
+        _refuse_pickles(path)
+    return values, open_safetensors(path)
+
+
+def load_config(path: Path | str) -> ModelConfig:
+    """The config of a model folder or file; of a folder, config.json alone is read. Errors: those of
+    `open_weights`."""
+    path = Path(path)
+    if not _is_gguf(path) and not _is_meta(path):
+        return _understood(path, _read_config(path))[1]
+    values, source = open_weights(path)
+    source.close()
+    return _understood(path, values)[1]
+
+
+def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu") -> Decoder:
+    """The Decoder of a model folder or file, ready to run.
+
+    Matrices and biases are in `dtype`, norms and the bias of an expert's choice in float32. "auto" takes
+    the matrices' type from the file and keeps in mind how each tensor was stored, so that saving writes
+    the same bytes again. Not-a-number and infinity are loaded, with an AylluWarning that names the tensor.
+    Errors: those of `open_weights`, ModelFileDamagedError for tensors that don't fit the config;
+    RequestError for an unknown `dtype`.
+    """
+    if dtype not in _TYPES and dtype != "auto":
+        raise RequestError(f"dtype = {dtype!r} is not one of {', '.join(_TYPES)}, auto")
+    values, source = open_weights(path)
     try:
-        tensors = load_file(path)
-    # Besides its own error the library lets a KeyError out for types that torch doesn't have, and
-    # UnicodeError and the like for broken names.
-    except (SafetensorError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
-        raise ModelFileDamagedError(f"{path} is damaged", why=str(error), fix=_COPY_AGAIN) from error
-    _check_tensors(path, config, tensors)
-    state = qwen3.weights_from_hf(config, {name: tensor.float() for name, tensor in tensors.items()})
-    model = Decoder(config)
-    model.load_state_dict(state)
-    return cast_matrices(model, _TYPES[dtype]).to(device).requires_grad_(False).eval()
+        family, config = _understood(Path(path), values)
+        entries = family.entries(config)
+        _check(Path(path), source.entries, entries, config, family.IGNORED)
+        kind = _TYPES.get(dtype) or _stored_type(entries, source.entries)
+        model = shell_of(config)
+        state = {
+            name: torch.empty(shell.shape, dtype=_type_of(name, kind), device=device)
+            for name, shell in model.state_dict().items()
+        }
+        odd = fill(state, entries, source)
+        if dtype == "auto":
+            model.stored_types = {p.name: source.entries[p.name].dtype for e in entries for p in e.pieces}
+    finally:
+        source.close()
+    if odd:
+        others = f" (and {len(odd) - 1} other tensors)" if len(odd) > 1 else ""
+        warnings.warn(
+            f"{path}: {odd[0]} holds NaN or infinity{others}; the model's answers may be nonsense",
+            AylluWarning,
+            stacklevel=2,
+        )
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def shell_of(config: ModelConfig) -> Decoder:
+    """A Decoder whose tensors have shapes and no memory (torch's meta device)."""
+    with torch.device("meta"), _WithoutInit():
+        return Decoder(config)
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Leaves out the filling of new weights. Without memory it does nothing, and torch imports its whole
+    symbolic algebra for it, two seconds of a load."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def cast_matrices(model: Decoder, dtype: torch.dtype) -> Decoder:
-    """Matrices to `dtype`, in place. Norms and rotary tables need float32's digits and are small."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            module.to(dtype)
+    """Matrices and biases to `dtype`, in place. What needs float32's digits and is small keeps its type:
+    norms and the bias of an expert's choice."""
+    for name, weight in model.named_parameters():
+        weight.data = weight.data.to(_type_of(name, dtype))
+    model.stored_types = {}
     return model
 
 
-def _check_tensors(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    """ModelFileDamagedError unless `tensors` are what the config asks for: no more, no less, finite."""
+def _type_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The type in which our tensor `name` computes when matrices are in `dtype`."""
+    owner = name.rpartition(".")[0]
+    return torch.float32 if owner.endswith("norm") or name.endswith("choice_bias") else dtype
+
+
+# ---- what a path holds
+def _is_gguf(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() == ".gguf"
+
+
+def _is_meta(path: Path) -> bool:
+    return (path / "params.json").is_file() and not (path / "config.json").is_file()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if folder.is_file():
+        _refuse_pickles(folder)
+        raise BadFileError(
+            f"{folder} is not a model", fix="name a model folder, a folder with params.json, or a .gguf file"
+        )
+    if not path.is_file():
+        raise ModelFileMissingError(f"{path} is missing", fix=_COPY_AGAIN)
+    try:
+        values = read_json(path, limit=_CONFIG_LIMIT)
+    except (BadFileError, OSError) as error:
+        why = error.why if isinstance(error, BadFileError) else str(error)
+        raise ModelFileDamagedError(f"{path} is damaged", why=why, fix=_COPY_AGAIN) from error
+    if not isinstance(values, dict):
+        raise ModelFileDamagedError(f"{path} is damaged", why="it is not an object", fix=_COPY_AGAIN)
+    if "auto_map" in values:
+        raise RefusedError(
+            f"{path} names Python code to run (auto_map)",
+            why="a model's weights are data; code that comes with them could do anything",
+            fix="Ayllu runs no code from a model folder; where its architecture is one that Ayllu has, "
+            "delete the key auto_map and load again",
+        )
+    return values
+
+
+def _refuse_pickles(path: Path) -> None:
+    """BadFileError when `path` is, or its files are, weights in a form that can run code."""
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    pickled = [file.name for file in files if file.suffix.lower() in _PICKLED]
+    if pickled:
+        raise BadFileError(
+            f"{path} has weights only as {pickled[0]!r}, which is not read",
+            why="such files are pickles (or may hold some): opening one can run any code",
+            fix="get the model as safetensors (most publishers have both), "
+            "or convert it where nothing can be lost",
+        )
+
+
+def _understood(path: Path, values: dict[str, Any]) -> tuple[ModuleType, ModelConfig]:
+    """The family and config that config values mean."""
+    named = values.get("architectures")
+    good = isinstance(named, list) and len(named) == 1 and isinstance(named[0], str)
+    family = families.family_of(named[0]) if good and named is not None else None
+    if family is None:
+        known = sorted(name for module in families.FAMILIES.values() for name in module.ARCHITECTURES)
+        raise ModelFileDamagedError(
+            f"{path} names the architecture {ascii(named)[:200]}",
+            why=f"known are {', '.join(known)}",
+            fix="load a model of one of these families",
+        )
+    try:
+        return family, family.config_from_hf(values)
+    except ModelFileDamagedError as error:
+        why = f"{error.what}: {error.why}" if error.why else error.what
+        raise ModelFileDamagedError(
+            f"{path} has a config that can't be used", why=why, fix=_COPY_AGAIN
+        ) from error
+
+
+def _check(
+    path: Path,
+    found: Mapping[str, TensorInfo],
+    entries: list[Entry],
+    config: ModelConfig,
+    ignored: tuple[str, ...],
+) -> None:
+    """ModelFileDamagedError unless `found` is what the config asks for: no more, no less, floats."""
 
     def damaged(what: str) -> ModelFileDamagedError:
-        return ModelFileDamagedError(f"{path}: {what}", fix=_COPY_AGAIN)
+        return ModelFileDamagedError(f"{path}: {what}", why="it doesn't fit its config.json", fix=_COPY_AGAIN)
 
-    wanted = qwen3.shapes(config)
+    wanted = {piece.name: piece.shape for entry in entries for piece in entry.pieces}
     # A tied head may be stored too (others do that); it is the embedding.
-    allowed = wanted | ({qwen3.HEAD: wanted[qwen3.EMBEDDING]} if config.tied else {})
-    if missing := sorted(wanted.keys() - tensors.keys()):
+    optional = {HEAD: wanted[EMBEDDING]} if config.tied and EMBEDDING in wanted else {}
+    if missing := sorted(wanted.keys() - found.keys()):
         raise damaged(f"the weights lack {missing[0]}")
-    if foreign := sorted(tensors.keys() - allowed.keys()):
-        raise damaged(f"the weights hold {foreign[0]!r:.200}, which this architecture doesn't have")
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != allowed[name] or tensor.dtype not in (*_TYPES.values(), torch.float64):
-            raise damaged(
-                f"{name} is {tuple(tensor.shape)} {tensor.dtype}, the config asks for {allowed[name]}"
-            )
-        if not torch.isfinite(tensor).all():
-            raise damaged(f"{name} holds NaN or infinity")
+    for name, info in sorted(found.items()):
+        shape = wanted.get(name, optional.get(name))
+        if shape is None:
+            if any(re.search(pattern, name) for pattern in ignored):
+                continue
+            raise damaged(f"the weights hold {ascii(name)[:200]}, which this architecture doesn't have")
+        if info.shape != shape or info.dtype not in _STORED:
+            raise damaged(f"{name} is {info.shape} {info.dtype}, the config asks for {shape} in floats")
+
+
+def _stored_type(entries: list[Entry], found: Mapping[str, TensorInfo]) -> torch.dtype:
+    """The type that holds all matrices as they are stored (float64, which nobody computes in, as float32)."""
+    kinds = {
+        found[piece.name].dtype
+        for entry in entries
+        for piece in entry.pieces
+        if _type_of(entry.ours, torch.float16) != torch.float32
+    }
+    return kinds.pop() if len(kinds) == 1 and torch.float64 not in kinds else torch.float32
+
+
+# ---- out
+def save_model(
+    model: Decoder,
+    folder: Path,
+    *,
+    bos: int,
+    eos: int,
+    pad: int,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write config.json and model.safetensors (or shards with an index) into `folder`.
+
+    `dtype` None: each tensor as it was stored when the model was loaded with "auto", otherwise all in the
+    type of the embedding. Files appear under their names when they are complete. Errors: RequestError where
+    the family can't express the model; DiskFullError, FolderReadOnlyError.
+    """
+    if dtype is not None and dtype not in _TYPES:
+        raise RequestError(f"dtype = {dtype!r} is not one of {', '.join(_TYPES)}")
+    family = families.family(model.config.family)
+    values = family.config_to_hf(model.config)
+    stored = getattr(model, "stored_types", {}) if dtype is None else {}
+    kind = _TYPES[dtype] if dtype is not None else model.embedding.weight.dtype
+    state = model.state_dict()
+    tensors: dict[str, Tensor] = {}
+    types: dict[str, torch.dtype] = {}
+    for entry in family.entries(model.config):
+        for piece, part in places(entry, state[entry.ours].contiguous()):
+            tensors[piece.name] = part.transpose(-2, -1) if piece.transposed else part
+            plain = torch.float32 if entry.ours.endswith("choice_bias") else kind
+            types[piece.name] = stored.get(piece.name, plain)
+    save_safetensors(folder, tensors, types, shard_bytes=shard_bytes)
+    values |= {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+    values["dtype"] = str(types.get(EMBEDDING, kind)).removeprefix("torch.")
+    write_json(folder / "config.json", values)
