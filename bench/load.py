@@ -106,9 +106,8 @@ def main() -> None:
         print(json.dumps(result, indent=2))
         return
     print(f"{stored / 1e9:.2f} GB in {files} files, loaded as {wish.dtype}, median of {wish.runs}")
-    print(
-        f"load    {seconds:.2f} s  ({stored / seconds / 1e9:.2f} GB/s), {result['core_seconds']:.2f} s of all cores"
-    )
+    print(f"load    {seconds:.2f} s  ({stored / seconds / 1e9:.2f} GB/s)")
+    print(f"work    {result['core_seconds']:.2f} s of a core, in all threads together")
     print(f"memory  {peak / weights:.3f} x the weights at the peak, {growth / weights:.3f} x but for torch")
 
 
