@@ -25,6 +25,7 @@ MOST_LAYERS = 1024
 MOST_EXPERTS = 4096  # in one layer
 _MOST_EXPERTS = 2**17  # in all layers together (DeepSeek-V3 has 14,848)
 _MOST_ELEMENTS = 2**36  # of one matrix or table
+_LEAST = 1e-30  # of a number above 0
 _MOST_FACTOR = 1e6  # of a stretch: the longest published is 64
 
 ACTIVATIONS = {
@@ -59,12 +60,12 @@ def optional_size(values: Values, key: str, most: int = MOST) -> int | None:
 
 
 def positive(values: Values, key: str, most: float = 1e30) -> float:
-    """A number above 0."""
+    """A number above 0, as a float that can be divided by."""
     value: Any = values.get(key)
     # Compared as it is: an integer of JSON may be too large for a float. NaN compares false.
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= most:
-        raise damaged(f"{key} is {shown(value)}, not a number above 0 and up to {most:g}")
+    if not number or not _LEAST <= value <= most:
+        raise damaged(f"{key} is {shown(value)}, not a number from {_LEAST:g} to {most:g}")
     return float(value)
 
 
