@@ -19,8 +19,16 @@ from ayllu.model.families.names import Entry, attention_entries, dense_entries, 
 ARCHITECTURES = ("PalmForCausalLM",)
 IGNORED: tuple[str, ...] = ()
 
-_DEFAULTS: dict[str, Any] = {"layer_norm_epsilon": 1e-6, "hidden_act": "silu", "tie_word_embeddings": True}
-_FIXED: dict[str, Any] = {"num_key_value_heads": 1, "attention_bias": False, "mlp_bias": False}
+_DEFAULTS: dict[str, Any] = {"layer_norm_epsilon": 1e-6}
+# What the paper says and no key can change.
+_FIXED: dict[str, Any] = {
+    "num_key_value_heads": 1,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_scaling": None,
+    "tie_word_embeddings": True,
+}
 
 
 def config_from_hf(values: dict[str, Any]) -> ModelConfig:
@@ -28,7 +36,7 @@ def config_from_hf(values: dict[str, Any]) -> ModelConfig:
     keys.fixed(values, _FIXED)
     values = _DEFAULTS | values | _FIXED
     values["rms_norm_eps"] = keys.positive(values, "layer_norm_epsilon")
-    mlp = MLPSpec(keys.size(values, "intermediate_size"), keys.activation(values))
+    mlp = MLPSpec(keys.size(values, "intermediate_size"))
     layer = LayerSpec(llama.attention_from_hf(values), mlp, parallel=True)
     count = keys.size(values, "num_hidden_layers", keys.MOST_LAYERS)
     return replace(llama.decoder_from_hf(values, (layer,) * count, "palm"), norm="layer")
