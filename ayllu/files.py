@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -131,11 +132,17 @@ def sha256_json(value: Any) -> str:
 
 
 def safe_join(folder: Path, name: str) -> Path:
-    """`folder / name`, refused when it would leave `folder` (.., absolute, symlink)."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    """`folder / name`, refused when it would leave `folder` (.., absolute, symlink), and when it would be a
+    path of another kind on another system (backslash, drive letter) or can't be a name at all."""
+    try:
+        path = (folder / name).resolve()
+        inside = path.is_relative_to(folder.resolve()) and not re.search(r"[\\\0]|^[A-Za-z]:", name)
+    except (ValueError, OSError, RuntimeError):  # a NUL, lone surrogates, a circle of links
+        inside = False
+    if not inside:
         raise BadFileError(
-            f"{name!r} points outside {folder}", fix="don't use files from a source you don't trust"
+            f"{ascii(name)[:200]} points outside {folder}",
+            fix="don't use files from a source you don't trust",
         )
     return path
 
