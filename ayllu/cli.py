@@ -23,6 +23,7 @@ VERBS = {
     "run": "Answer one prompt: the answer to stdout, thinking and tool calls to stderr.",
     "chat": "Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.",
     "serve": "Serve a model over HTTP (OpenAI's chat completions) until Ctrl-C.",
+    "show": "Show what a model is and costs: parameters, bytes, cache, operations, what fits.",
     "report": "Write report.json and report.html of a run anew from what its stages recorded.",
     "version": "Versions of Ayllu and of what it stands on.",
 }

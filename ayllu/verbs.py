@@ -172,6 +172,39 @@ def serve(model: Model, /, *, host: str = "127.0.0.1", port: int = 8080) -> None
 
 
 @app.command
+def show(
+    model: Annotated[str | None, Parameter(help="A preset, a model folder, a .gguf file.")] = None,
+    /,
+    *,
+    presets: Annotated[bool, Parameter(name="--list", negative=())] = False,
+    length: int | None = None,
+    measure: Annotated[bool, Flag] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a model is and costs: parameters, bytes, cache, operations, what fits.
+
+    Nothing is loaded: a model of two trillion parameters is shown as fast as a small one.
+
+    Parameters
+    ----------
+    presets
+        List the presets (also without MODEL).
+    length
+        Tokens of text for the cache and the operations (default: the context, at most 8,192).
+    measure
+        Measure how fast memory is read, and say how many tokens a second that allows.
+    """
+    from ayllu import shape
+
+    if presets or model is None:
+        listed = shape.listing()
+        print(json.dumps(listed, indent=2) if as_json else shape.list_page(listed))
+        return
+    said = shape.describe(model, length=length, measure=measure)
+    print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else shape.page(said))
+
+
+@app.command
 def report(run_folder: Annotated[Path, Parameter(name="RUN")], /, *, as_json: Json = False) -> None:
     """Write report.json and report.html of a run anew from what its stages recorded.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ayllu import machine
+from ayllu.model.counts import parameters
 from ayllu.model.decoder import Decoder
 from ayllu.recipe import compose, read_recipe
 from ayllu.stages import use_threads
@@ -68,7 +69,7 @@ def main() -> None:
     medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     result = {
         "recipe": wish.recipe,
-        "parameters": config.parameters(),
+        "parameters": parameters(config),
         "rows": settings.rows,
         "length": settings.length,
         "dtype": str(dtype).removeprefix("torch."),
@@ -81,7 +82,7 @@ def main() -> None:
         return
     low, high = (100 * pick(run["fraction"] for run in runs) for pick in (min, max))
     sizes = f"batches of {settings.rows} x {settings.length}, {result['dtype']}, {threads} threads"
-    print(f"{wish.recipe}: {config.parameters():,} parameters, {sizes}, {machine.chip_name()}")
+    print(f"{wish.recipe}: {parameters(config):,} parameters, {sizes}, {machine.chip_name()}")
     print(f"training         {medians['tokens_per_second']:12,.0f} tokens/s")
     print(f"                 {medians['flops_per_second'] / 1e9:12,.1f} GFLOP/s")
     print(

@@ -30,6 +30,7 @@ from ayllu import errors
 from ayllu.errors import AylluError
 from ayllu.files import write_json
 from ayllu.model.config import ModelConfig, ModelSettings
+from ayllu.model.counts import parameters
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import save_model
 from ayllu.progress import Progress
@@ -289,7 +290,7 @@ def config(recipe: dict[str, Any]) -> ModelConfig:
 
 
 def test_sizes_of_the_demo_model(config: ModelConfig) -> None:
-    spec, text = config.layers[0], " ".join(TOKEN.split())
+    spec, mlp, text = config.layers[0].attention, config.layers[0].mlp, " ".join(TOKEN.split())
     rows = (spec.heads + 2 * spec.kv_heads) * spec.head_dim
     cached = 2 * len(config.layers) * spec.kv_heads * spec.head_dim
     for said in (
@@ -297,16 +298,16 @@ def test_sizes_of_the_demo_model(config: ModelConfig) -> None:
         f"| width C | {config.width} channels |",
         f"| layers | {len(config.layers)} |",
         f"| {spec.heads} and {spec.kv_heads} of D = {spec.head_dim} |",
-        f"| MLP | {spec.hidden} channels |",
+        f"| MLP | {mlp.hidden} channels |",
         f"| context | {config.context} tokens |",
-        f"| weights in all | {config.parameters():,} |",
+        f"| weights in all | {parameters(config):,} |",
         f"| of these in the embedding | {config.vocab_size * config.width:,} |",
         f"({rows}, {config.width}) matrix gives {spec.heads} query heads",
-        f"({2 * spec.hidden}, {config.width}) matrix for gate and up",
+        f"({2 * mlp.hidden}, {config.width}) matrix for gate and up",
         f"{cached} numbers, {4 * cached:,} bytes in float32",
     ):
         assert said in text, said
-    assert f"{config.parameters() / 1e6:.1f} million parameters" in README
+    assert f"{parameters(config) / 1e6:.1f} million parameters" in README
     assert f"context is {config.context} tokens" in README
 
 

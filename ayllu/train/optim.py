@@ -3,7 +3,8 @@
 Muon (Jordan et al. 2024): momentum, then the update is replaced by the nearest orthogonal matrix,
 found by a Newton-Schulz iteration. Small models learn from about 1.4 times fewer tokens than with
 AdamW alone (Wen et al. 2025, arXiv 2509.02046). Joint projections (q, k, v; gate, up) are separate
-matrices for Muon. AdamW: Loshchilov & Hutter 2019.
+matrices for Muon, and so is each expert of a mixture; a router, whose rows score the experts one by one,
+goes to AdamW like a head. AdamW: Loshchilov & Hutter 2019.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ayllu.model.config import AttentionSpec, MoESpec
 from ayllu.model.decoder import Decoder
 
 # Quintic coefficients of the original; five iterations bring singular values near 1.
@@ -66,12 +68,12 @@ class Optimizer:
         self.adam: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         cuts = _joint_rows(model)
         for name, weight in model.named_parameters():
-            if muon_lr and weight.dim() == 2 and name.startswith("blocks."):
-                first = 0
-                for rows in cuts.get(name, [weight.shape[0]]):
-                    stack = self.stacks.setdefault((rows, weight.shape[1]), _Stack())
+            if muon_lr and _is_matrix(name, weight):
+                first, rows_RC = 0, _as_rows(weight.detach())
+                for rows in cuts.get(name, [len(rows_RC)]):
+                    stack = self.stacks.setdefault((rows, rows_RC.shape[1]), _Stack())
                     stack.names.append(f"{name}[{first}]")
-                    stack.weights.append(weight.detach()[first : first + rows])
+                    stack.weights.append(rows_RC[first : first + rows])
                     stack.grads.append((weight, first, first + rows))
                     first += rows
             else:
@@ -88,9 +90,9 @@ class Optimizer:
         self._adamw(scale)
 
     def _muon(self, stack: _Stack, scale: float) -> None:
-        gradient = torch.stack([p.grad[i:j] for p, i, j in stack.grads])
+        gradient = torch.stack([_as_rows(p.grad)[i:j] for p, i, j in stack.grads])
         for p, _, last in stack.grads:
-            if last == p.shape[0]:
+            if last * p.shape[-1] == p.numel():
                 p.grad = None
         assert stack.momentum is not None
         stack.momentum.lerp_(gradient, 1 - self.momentum)
@@ -127,11 +129,28 @@ class Optimizer:
         return out
 
 
+def _is_matrix(name: str, weight: Tensor) -> bool:
+    """Whether a parameter is Muon's: a matrix of a block, or the stacked matrices of its experts."""
+    return weight.dim() >= 2 and name.startswith("blocks.") and not name.endswith("router.weight")
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """A view of matrices below one another (R, C): a matrix is itself, stacked experts follow each other."""
+    return x.flatten(0, -2)
+
+
 def _joint_rows(model: Decoder) -> dict[str, list[int]]:
-    """Rows of the separate matrices inside the joint projections."""
+    """Rows of the separate matrices inside the joint projections and the stacked experts."""
     cuts = {}
-    for index, spec in enumerate(model.config.layers):
-        sizes = [spec.heads, spec.kv_heads, spec.kv_heads]
-        cuts[f"blocks.{index}.attention.qkv.weight"] = [n * spec.head_dim for n in sizes]
-        cuts[f"blocks.{index}.mlp.gate_up.weight"] = [spec.hidden, spec.hidden]
+    for index, layer in enumerate(model.config.layers):
+        attention, mlp = layer.attention, layer.mlp
+        if isinstance(attention, AttentionSpec):
+            heads = (attention.heads, attention.kv_heads, attention.kv_heads)
+            cuts[f"blocks.{index}.attention.qkv.weight"] = [n * attention.head_dim for n in heads]
+        if isinstance(mlp, MoESpec):
+            cuts[f"blocks.{index}.mlp.gate_up"] = [mlp.hidden] * (2 * mlp.experts)
+            cuts[f"blocks.{index}.mlp.down"] = [model.config.width] * mlp.experts
+            cuts[f"blocks.{index}.mlp.shared.gate_up.weight"] = [mlp.shared_hidden] * 2
+        elif mlp.gated:
+            cuts[f"blocks.{index}.mlp.gate_up.weight"] = [mlp.hidden] * 2
     return cuts

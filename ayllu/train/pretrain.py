@@ -6,6 +6,7 @@ import json
 import lzma
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from ayllu import machine
 from ayllu.files import make_folder
 from ayllu.model.config import ModelConfig, ModelSettings
+from ayllu.model.counts import matrices, parameters, train_flops_per_token
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import save_model
 from ayllu.stage import StageContext, bounded
@@ -74,11 +76,11 @@ def pretrain(context: StageContext, settings: PretrainSettings, model: ModelSett
     rate = settings.rows * settings.length / seconds[len(seconds) // 2]
     speed = throughput(config, settings.rows, settings.length, rate, dtype) if context.device == "cpu" else {}
     context.progress.finish(
-        f"{config.parameters():,} parameters, {bits:.3f} bits per byte on held-out text (xz -9e: {xz:.3f}), "
+        f"{parameters(config):,} parameters, {bits:.3f} bits per byte on held-out text (xz -9e: {xz:.3f}), "
         f"{rate:,.0f} tokens/s"
     )
     return {
-        "parameters": config.parameters(),
+        "parameters": parameters(config),
         "tokens": steps * settings.rows * settings.length,
         "epochs": steps * settings.rows / shard.rows(settings.length),
         "bits_per_byte": bits,
@@ -180,20 +182,13 @@ def throughput(
     each at its own measured rate: forward, and the two of the backward pass.
     """
     n = rows * length
-    spec = config.layers[0]
-    shapes = [
-        (config.width, (spec.heads + 2 * spec.kv_heads) * spec.head_dim, len(config.layers)),
-        (spec.heads * spec.head_dim, config.width, len(config.layers)),
-        (config.width, 2 * spec.hidden, len(config.layers)),
-        (spec.hidden, config.width, len(config.layers)),
-        (config.width, config.vocab_size, 1),
-    ]
     flops = seconds = 0.0
-    for inputs, outputs, count in shapes:
+    found = Counter((m.inputs, m.outputs) for m in matrices(config) for _ in range(m.used))
+    for (inputs, outputs), count in found.items():
         for m, k, o in ((n, inputs, outputs), (n, outputs, inputs), (inputs, n, outputs)):
             work = count * 2.0 * m * k * o
             seconds += work / machine.measure_matmul(m, k, o, str(dtype).removeprefix("torch."))
             flops += work
-    reached = config.train_flops_per_token(length) * rate
+    reached = train_flops_per_token(config, length) * rate
     matmul = flops / seconds
     return {"flops_per_second": reached, "matmul_flops_per_second": matmul, "fraction": reached / matmul}

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ayllu.model.config import ModelSettings
+from ayllu.model.config import (
+    LatentSpec,
+    LayerSpec,
+    MLPSpec,
+    ModelConfig,
+    ModelSettings,
+    MoESpec,
+    RopeSpec,
+)
 from ayllu.model.decoder import Decoder
 from ayllu.train.optim import Optimizer, orthogonalise
 from ayllu.train.schedule import lr_scale
@@ -103,6 +111,38 @@ def test_joint_projections_are_separate_matrices() -> None:
             orthogonalise(gradient[None])[0].float() * (gradient.shape[0] / gradient.shape[1]) ** 0.5 * -0.01
         )
         assert float((half - wanted).norm() / wanted.norm()) < 0.08  # bfloat16
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+LATENT = LatentSpec(4, 24, 32, 16, 8, 12, RopeSpec(8))
+EXPERTS = MoESpec(experts=3, active=2, hidden=20, shared_hidden=28)
+MIXED = ModelConfig(48, 50, (LayerSpec(LATENT, EXPERTS), LayerSpec(LATENT, MLPSpec(40, gated=False))), 32)
+
+
+def test_every_expert_is_a_matrix_of_its_own() -> None:
+    """Gate, up and down of each expert get the update that they would get alone; routers get AdamW's."""
+    model = Decoder(MIXED).initialise(0)
+    optimizer = Optimizer(model, muon_lr=0.02, adam_lr=0.01)
+    before, gradients = copy(model), with_gradients(model, 3)
+    weights = dict(model.named_parameters())
+    stacks = {"blocks.0.mlp.gate_up": 6, "blocks.0.mlp.down": 3, "blocks.0.mlp.shared.gate_up.weight": 2}
+    whole = ["blocks.0.attention.kv_up.weight", "blocks.0.attention.q_down.weight", "blocks.1.mlp.up.weight"]
+    weights["blocks.0.mlp.gate_up"].grad[1] *= 1000.0  # one expert's gradient counts no more than another's
+    weights["blocks.0.mlp.down"].grad[2] = 0.0  # an expert that got no token
+    gradients["blocks.0.mlp.down"][2] = 0.0
+    optimizer.step(0.5)
+    assert "blocks.0.mlp.router.weight" in optimizer.adam
+    assert not {*stacks, *whole} & optimizer.adam.keys()
+    for name, count in (stacks | dict.fromkeys(whole, 1)).items():
+        columns = weights[name].shape[-1]
+        for gradient, change in zip(
+            gradients[name].view(-1, columns).chunk(count),
+            (weights[name].detach() - before[name]).view(-1, columns).chunk(count),
+            strict=True,
+        ):
+            r, c = gradient.shape
+            wanted = orthogonalise(gradient[None])[0].float() * max(1.0, r / c) ** 0.5 * -0.01
+            assert float((change - wanted).norm()) < 0.08 * float(wanted.norm()) + 1e-6  # bfloat16
     assert all(weight.grad is None for weight in model.parameters())
 
 
