@@ -14,7 +14,8 @@ from ayllu.model.families import keys
 from ayllu.model.families.names import Entry, one
 
 ARCHITECTURES = ("GPT2LMHeadModel",)
-IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",)
+# The causal masks, and the head of those who store it though it is the embedding.
+IGNORED = (r"transformer\.h\.\d+\.attn\.(masked_)?bias", r"lm_head\.weight")
 SPELLINGS = ((r"((?:wte|wpe|ln_f|h\.\d+)\..*)", r"transformer.\1"),)
 
 _DEFAULTS: dict[str, Any] = {

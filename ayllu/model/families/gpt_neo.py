@@ -15,7 +15,7 @@ from ayllu.model.families import gpt2, keys
 from ayllu.model.families.names import Entry, Piece, one
 
 ARCHITECTURES = ("GPTNeoForCausalLM",)
-IGNORED = (r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias",)
+IGNORED = (r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias", r"lm_head\.weight")  # as in gpt2.py
 
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
