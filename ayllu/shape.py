@@ -258,7 +258,7 @@ def _machine_lines(said: dict[str, Any]) -> list[str]:
         lines.append(
             _row(
                 {"memory": "this machine", "gpu": "its GPU"}[place],
-                f"{size(fit['bytes'])}{speed}, of which {1 - _SYSTEM:.0%} are taken",
+                f"{size(fit['bytes'])}{speed} ({1 - _SYSTEM:.0%} of it counted)",
             )
         )
         for kind, found in fit["formats"].items():
