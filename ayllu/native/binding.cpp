@@ -8,6 +8,7 @@
 #include "parallel.h"
 
 namespace nb = nanobind;
+void bind_engine(nb::module_& m);  // binding_engine.cpp
 using Address = uintptr_t;
 using namespace nb::literals;
 
@@ -29,6 +30,7 @@ NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);
     using nb::gil_scoped_release;
     m.def("machine_level", &machine_level);
+    bind_engine(m);
     m.def("use_openmp", &ayllu::use_openmp, "library"_a, "threads"_a);
     m.def("thread_count", &ayllu::thread_count);
     m.def(

@@ -25,15 +25,19 @@ def usable(x: Tensor) -> bool:
 
 def decoding_usable(x: Tensor) -> bool:
     """Whether the kernels of the decode step apply (they take float32 too)."""
-    global _pool
-    module = native.module()
-    if module is None or x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32):
+    if native.module() is None or x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32):
         return False
+    follow_threads()
+    return True
+
+
+def follow_threads() -> None:
+    """Let the kernels use torch's own thread pool, with its present number of threads."""
+    global _pool
     if _pool != torch.get_num_threads():
         _pool = torch.get_num_threads()
         library = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
-        module.use_openmp(str(library), _pool)
-    return True
+        native.module().use_openmp(str(library), _pool)  # type: ignore[union-attr]
 
 
 def _address(x: Tensor | None, dtype: torch.dtype, *shape: int) -> int:

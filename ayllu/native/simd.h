@@ -1,0 +1,200 @@
+// Sixteen float lanes and the two dot products of the packed layouts, for the machine level this file is compiled for.
+// Everything is in a namespace named after the level, so that one program can hold several.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#define LEVEL avx512
+#include <immintrin.h>
+#elif defined(__AVX2__) && defined(__FMA__)
+#define LEVEL avx2
+#include <immintrin.h>
+#else
+#define LEVEL portable
+#endif
+#define SIMD_INLINE static inline __attribute__((always_inline))
+
+namespace ayllu::LEVEL {
+
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
+
+using Float = __m512;
+using Int = __m512i;
+using Line = __m512i;  // 64 bytes of packed weights
+
+SIMD_INLINE Float load(const float* p) { return _mm512_loadu_ps(p); }
+SIMD_INLINE void store(float* p, Float x) { _mm512_storeu_ps(p, x); }
+SIMD_INLINE Float all(float x) { return _mm512_set1_ps(x); }
+SIMD_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+SIMD_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+SIMD_INLINE Float load_half(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+SIMD_INLINE Float load_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+SIMD_INLINE Float load_i8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+SIMD_INLINE Int all_int(int32_t x) { return _mm512_set1_epi32(x); }
+SIMD_INLINE Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
+SIMD_INLINE Line load_line(const uint8_t* p) { return _mm512_loadu_si512(p); }
+SIMD_INLINE Line low_nibbles(Line x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+SIMD_INLINE Line high_nibbles(Line x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
+// lane i: sum + w[4i..4i+3] . x[0..3]; w unsigned, x signed bytes
+SIMD_INLINE Int dot4(Int sum, Line w, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
+}
+// lane i: sum + w[2i] x[0] + w[2i+1] x[1], bfloat16
+SIMD_INLINE Float dot2(Float sum, Line w, const uint16_t* x) {
+    uint32_t two;
+    std::memcpy(&two, x, 4);
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w),
+                            reinterpret_cast<__m512bh>(_mm512_set1_epi32(int32_t(two))));
+#else
+    const Float even = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
+    const Float odd = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(int32_t(0xffff0000u))));
+    sum = fma(even, all(std::bit_cast<float>(two << 16)), sum);
+    return fma(odd, all(std::bit_cast<float>(two & 0xffff0000u)), sum);
+#endif
+}
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+struct Float {
+    __m256 a, b;
+};
+struct Int {
+    __m256i a, b;
+};
+using Line = Int;
+
+SIMD_INLINE Float load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+SIMD_INLINE void store(float* p, Float x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
+SIMD_INLINE Float all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+SIMD_INLINE Float fma(Float x, Float y, Float z) {
+    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+SIMD_INLINE Float mul(Float x, Float y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+SIMD_INLINE Float load_half(const uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+            _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+SIMD_INLINE __m256 widen8(const uint16_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+SIMD_INLINE Float load_bf16(const uint16_t* p) { return {widen8(p), widen8(p + 8)}; }
+SIMD_INLINE Float load_i8(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+SIMD_INLINE Int all_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+SIMD_INLINE Float to_float(Int x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+SIMD_INLINE Line load_line(const uint8_t* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+SIMD_INLINE Line low_nibbles(Line x) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
+}
+SIMD_INLINE Line high_nibbles(Line x) {
+    return low_nibbles({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)});
+}
+// VPMADDUBSW would saturate with weights up to 255: even and odd bytes are widened to 16 bits instead.
+SIMD_INLINE __m256i dot4_half(__m256i sum, __m256i w, __m256i x) {
+    const __m256i mask = _mm256_set1_epi16(255);
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, mask), _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(x, 8));
+    return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+}
+SIMD_INLINE Int dot4(Int sum, Line w, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    const __m256i wide = _mm256_set1_epi32(four);
+    return {dot4_half(sum.a, w.a, wide), dot4_half(sum.b, w.b, wide)};
+}
+SIMD_INLINE __m256 dot2_half(__m256 sum, __m256i w, uint32_t two) {
+    const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+    const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(int32_t(0xffff0000u))));
+    sum = _mm256_fmadd_ps(even, _mm256_set1_ps(std::bit_cast<float>(two << 16)), sum);
+    return _mm256_fmadd_ps(odd, _mm256_set1_ps(std::bit_cast<float>(two & 0xffff0000u)), sum);
+}
+SIMD_INLINE Float dot2(Float sum, Line w, const uint16_t* x) {
+    uint32_t two;
+    std::memcpy(&two, x, 4);
+    return {dot2_half(sum.a, w.a, two), dot2_half(sum.b, w.b, two)};
+}
+
+#else  // plain loops, which compilers turn into whatever the machine has (NEON among it)
+
+struct Float {
+    float v[16];
+};
+struct Int {
+    int32_t v[16];
+};
+struct Line {
+    uint8_t v[64];
+};
+#define LANEWISE(type, expression)                        \
+    type r;                                               \
+    for (int i = 0; i < 16; ++i) r.v[i] = expression;     \
+    return r
+
+SIMD_INLINE Float load(const float* p) { LANEWISE(Float, p[i]); }
+SIMD_INLINE void store(float* p, Float x) { std::memcpy(p, x.v, 64); }
+SIMD_INLINE Float all(float x) { LANEWISE(Float, x); }
+SIMD_INLINE Float fma(Float a, Float b, Float c) { LANEWISE(Float, a.v[i] * b.v[i] + c.v[i]); }
+SIMD_INLINE Float mul(Float a, Float b) { LANEWISE(Float, a.v[i] * b.v[i]); }
+SIMD_INLINE float half_lane(uint16_t h) {
+    const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023;
+    const float normal = std::bit_cast<float>(sign | (exponent + 112) << 23 | mantissa << 13);
+    const float small = float(mantissa) * 0x1p-24f;
+    return exponent ? normal : (sign ? -small : small);
+}
+SIMD_INLINE Float load_half(const uint16_t* p) { LANEWISE(Float, half_lane(p[i])); }
+SIMD_INLINE Float load_bf16(const uint16_t* p) { LANEWISE(Float, std::bit_cast<float>(uint32_t(p[i]) << 16)); }
+SIMD_INLINE Float load_i8(const int8_t* p) { LANEWISE(Float, float(p[i])); }
+SIMD_INLINE Int all_int(int32_t x) { LANEWISE(Int, x); }
+SIMD_INLINE Float to_float(Int x) { LANEWISE(Float, float(x.v[i])); }
+SIMD_INLINE Line load_line(const uint8_t* p) {
+    Line r;
+    std::memcpy(r.v, p, 64);
+    return r;
+}
+SIMD_INLINE Line low_nibbles(Line x) {
+    for (auto& b : x.v) b &= 15;
+    return x;
+}
+SIMD_INLINE Line high_nibbles(Line x) {
+    for (auto& b : x.v) b = uint8_t(b >> 4);
+    return x;
+}
+SIMD_INLINE Int dot4(Int sum, Line w, const int8_t* x) {
+    LANEWISE(Int, sum.v[i] + int(w.v[4 * i]) * x[0] + int(w.v[4 * i + 1]) * x[1] + int(w.v[4 * i + 2]) * x[2] +
+                      int(w.v[4 * i + 3]) * x[3]);
+}
+SIMD_INLINE Float dot2(Float sum, Line w, const uint16_t* x) {
+    uint16_t pairs[32];
+    std::memcpy(pairs, w.v, 64);
+    const float even = std::bit_cast<float>(uint32_t(x[0]) << 16), odd = std::bit_cast<float>(uint32_t(x[1]) << 16);
+    LANEWISE(Float, sum.v[i] + std::bit_cast<float>(uint32_t(pairs[2 * i]) << 16) * even +
+                        std::bit_cast<float>(uint32_t(pairs[2 * i + 1]) << 16) * odd);
+}
+#undef LANEWISE
+
+#endif
+
+}  // namespace ayllu::LEVEL
