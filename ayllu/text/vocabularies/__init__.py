@@ -1,0 +1,1 @@
+"""The vocabularies that open models come with, each read into one form (`vocabulary.Vocabulary`)."""
