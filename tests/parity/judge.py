@@ -15,6 +15,9 @@ from torch import Tensor
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
+# The plainest of its implementations: masks and scales are written out, one product an expert.
+PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
+
 
 def build(family: str, case: Case, seed: int = 0):
     """The case's model with random weights, float32, in evaluation mode."""
@@ -37,10 +40,7 @@ def switched_off(family: str, case: Case, judge):
 
 def _model(family: str, case: Case, keys: dict):
     config = transformers.AutoConfig.for_model(case.model_type or family, **keys)
-    # The plainest of its attentions: every mask and scale is written out.
-    return transformers.AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **PLAIN).eval()
 
 
 def _random(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -63,11 +63,9 @@ def logits(judge, tokens_BT: Tensor) -> Tensor:
     return judge(tokens_BT, use_cache=False).logits
 
 
-def load(folder: Path):
-    """A folder as transformers understands it, in float32."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+def load(folder: Path, dtype: torch.dtype = torch.float32):
+    """A folder as transformers understands it."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **PLAIN).eval()
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:

@@ -1,12 +1,6 @@
 """The parity table: family -> name of a configuration -> Case."""
 
 import table_llama
+import table_others
 
-try:
-    import table_others
-except ModuleNotFoundError:
-    OTHERS = {}
-else:
-    OTHERS = table_others.TABLE
-
-TABLE = table_llama.TABLE | OTHERS
+TABLE = table_llama.TABLE | table_others.TABLE
