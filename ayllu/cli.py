@@ -24,6 +24,8 @@ VERBS = {
     "chat": "Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.",
     "serve": "Serve a model over HTTP (OpenAI's chat completions) until Ctrl-C.",
     "show": "Show what a model is and costs: parameters, bytes, cache, operations, what fits.",
+    "import": "Import a model: any form that is read becomes a Hugging Face folder.",
+    "export": "Export a model for other programs: one GGUF file (llama.cpp), or a Hugging Face folder.",
     "report": "Write report.json and report.html of a run anew from what its stages recorded.",
     "version": "Versions of Ayllu and of what it stands on.",
 }

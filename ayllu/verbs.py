@@ -204,6 +204,59 @@ def show(
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else shape.page(said))
 
 
+@app.command(name="import")
+def import_(
+    source: Annotated[str, Parameter(help="A .gguf file, or a folder in Meta's or Hugging Face's form.")],
+    out: Path,
+    /,
+    *,
+    dtype: str = "auto",
+    as_json: Json = False,
+) -> None:
+    """Import a model: any form that is read becomes a Hugging Face folder.
+
+    Parameters
+    ----------
+    out
+        The folder to make.
+    dtype
+        float32, bfloat16 or float16 (default: as stored; packed weights become float32).
+    """
+    from ayllu.exchange import import_model, sentence
+
+    said = import_model(source, out, dtype=dtype)
+    print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else sentence(said))
+
+
+@app.command
+def export(
+    model: Annotated[
+        str, Parameter(help="A model folder, a run folder, a name under models/, a .gguf file.")
+    ],
+    out: Path,
+    /,
+    *,
+    form: Annotated[str, Parameter(name="--format")] = "gguf",
+    kind: str = "F16",
+    as_json: Json = False,
+) -> None:
+    """Export a model for other programs: one GGUF file (llama.cpp), or a Hugging Face folder.
+
+    Parameters
+    ----------
+    out
+        The file (or, for hf, the folder) to make.
+    form
+        gguf or hf.
+    kind
+        How a GGUF file holds the matrices: F16, BF16, Q8_0 or Q4_0.
+    """
+    from ayllu.exchange import export_model, sentence
+
+    said = export_model(model, out, form=form, kind=kind)
+    print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else sentence(said))
+
+
 @app.command
 def report(run_folder: Annotated[Path, Parameter(name="RUN")], /, *, as_json: Json = False) -> None:
     """Write report.json and report.html of a run anew from what its stages recorded.

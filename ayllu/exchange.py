@@ -1,0 +1,127 @@
+"""Models that come and leave: any form that is read -> a Hugging Face folder, or one GGUF file.
+
+What belongs to a model besides its weights goes along: the tokenizer's files, the ids that begin and end a
+text, the chat template, the licence.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ayllu.errors import UsageError
+from ayllu.files import make_folder, new_folder, read_json, typed_os_errors, write_bytes, write_json
+from ayllu.gguf import read_header
+from ayllu.models import resolve_model
+
+FORMATS = ("gguf", "hf")
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_BESIDE = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json", "chat_template.jinja",
+    "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md",
+)  # fmt: skip
+
+
+def import_model(name: str, out: Path, *, dtype: str = "auto") -> dict[str, Any]:
+    """Write the model `name` (a GGUF file, a folder of Meta's or of Hugging Face's form, a run, a name under
+    models/) as the Hugging Face folder `out`, which must not exist. Returns what was written.
+
+    `dtype`: the weights' type there; auto keeps the stored one (float32 for packed weights).
+    Errors: UsageError, those of `load_model` and `save_model`, ModelFileDamagedError for a vocabulary.
+    """
+    from ayllu.model.weights import load_model, open_weights, save_model
+    from ayllu.text.gguf_vocabulary import files_from_gguf
+
+    source = find(name)
+    if out.exists():
+        raise UsageError(f"{out} exists already", fix="name a folder that doesn't")
+    values, tensors = open_weights(source)
+    tensors.close()
+    files = files_from_gguf(read_header(source).metadata) if source.is_file() else {}
+    model = load_model(source, dtype=dtype)
+    with new_folder(out) as folder, typed_os_errors(out):
+        save_model(model, folder, bos=0, eos=0, pad=0, dtype=None if dtype == "auto" else dtype)
+        config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _IDS}
+        ids = {key: values[key] for key in _IDS if values.get(key) is not None}
+        write_json(folder / "config.json", config | ids)
+        if source.is_file():
+            for file, content in files.items():
+                write_bytes(folder / file, content)
+            write_json(folder / "generation_config.json", _generation(read_header(source).metadata, ids))
+        else:
+            for file in _BESIDE:
+                if (source / file).is_file():
+                    shutil.copyfile(source / file, folder / file)
+    return _summary(model, out, "hf", config["dtype"]) | {"tokenizer": _has_tokenizer(out)}
+
+
+def export_model(name: str, out: Path, *, form: str = "gguf", kind: str = "F16") -> dict[str, Any]:
+    """Write the model `name` as the GGUF file `out`, or (form "hf") as a Hugging Face folder.
+
+    `kind`: of the matrices of a GGUF file: F16, BF16, Q8_0 or Q4_0. Returns what was written.
+    Errors: UsageError, RequestError for what llama.cpp can't compute or read, those of `load_model`.
+    """
+    from ayllu.model.formats.gguf import EXPORTED, write_gguf
+    from ayllu.model.weights import load_model
+    from ayllu.text.gguf_vocabulary import gguf_values
+
+    if form not in FORMATS:
+        raise UsageError(f"--format {form} is not known", fix=f"give one of {', '.join(FORMATS)}")
+    if form == "hf":
+        return import_model(name, out)
+    if (kind := kind.upper()) not in EXPORTED:
+        raise UsageError(f"--kind {kind} is not known", fix=f"give one of {', '.join(EXPORTED)}")
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder, and a GGUF model is one file", fix=f"try {out / 'model.gguf'}")
+    source = find(name)
+    model = load_model(source, dtype="auto")
+    if source.is_file():
+        stored = read_header(source).metadata
+        vocabulary: Mapping[str, Any] | None = {k: v for k, v in stored.items() if k.startswith("tokenizer.")}
+    else:
+        vocabulary = gguf_values(source, model.config.vocab_size)
+    make_folder(out.parent)
+    title = source.parent.name if source.name == "model" else source.stem if source.is_file() else source.name
+    write_gguf(model, out, kind=kind, vocabulary=vocabulary, metadata={"general.name": title})
+    return _summary(model, out, "gguf", kind) | {"tokenizer": bool(vocabulary)}
+
+
+def find(name: str) -> Path:
+    """The file or folder that `name` means. Errors: InputNotFoundError, ModelFileMissingError."""
+    path = Path(name)
+    if (path.is_file() and path.suffix.lower() == ".gguf") or (path / "params.json").is_file():
+        return path
+    return resolve_model(name)
+
+
+def _generation(stored: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:
+    """generation_config.json: every token that ends an answer."""
+    ends = [stored.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    known = list(dict.fromkeys(end for end in ends if type(end) is int))
+    return dict(ids) | ({"eos_token_id": known} if known else {})
+
+
+def _summary(model: Any, out: Path, form: str, kind: str) -> dict[str, Any]:
+    files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
+    return {
+        "model": str(out),
+        "format": form,
+        "kind": kind,
+        "family": model.config.family,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "bytes": sum(path.stat().st_size for path in files),
+    }
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file()
+
+
+def sentence(said: Mapping[str, Any]) -> str:
+    """What was written, in a line."""
+    size = f"{said['parameters'] / 1e6:,.1f} million parameters, {said['bytes'] / 1e6:,.1f} MB"
+    lacking = "" if said["tokenizer"] else "; without a tokenizer, the source has none"
+    return f"{said['model']}: {said['family']}, {said['kind']}, {size}{lacking}"
