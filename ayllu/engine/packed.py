@@ -1,8 +1,8 @@
 """Packed weights: a decoder's matrices in the layouts that the native kernels stream through.
 
 The layouts are described in native/packed.h: sixteen rows woven together, groups of 32 columns with one
-half-precision scale for int8 (8.5 bits a weight) and int4 (4.5 bits), or bfloat16 and float32 as they are. Norms,
-biases and the router of experts stay in float32.
+half-precision scale for int8 (8.5 bits a weight) and int4 (4.5 bits), or bfloat16 and float32 as they are.
+Norms, biases and the router of experts stay in float32.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def vectors_of(model: Decoder) -> dict[str, Tensor]:
     return {
         name: value.detach().float().contiguous().clone()
         for name, value in state.items()
-        if value.dim() == 1 and not name.endswith("bias") or name.endswith("choice_bias")
+        if name.endswith("choice_bias") or (value.dim() == 1 and not name.endswith("bias"))
     }
 
 
@@ -168,8 +168,10 @@ def supports(config: ModelConfig) -> str | None:
             return "latent attention"
         if attention.cache != first.cache:
             return "layers with different caches"
-        if attention.qk_norm == "l2" or attention.temperature or attention.softcap or attention.head_dim > 1024:
+        if attention.qk_norm == "l2" or attention.temperature or attention.softcap:
             return "this form of attention"
+        if attention.head_dim > 1024:
+            return f"heads of {attention.head_dim} channels"
         scaling = attention.rope.scaling if attention.rope else None
         if scaling is not None and scaling.kind in ("dynamic", "longrope"):
             return "positions that depend on the length of the text"

@@ -1,8 +1,8 @@
 """The native executor: one C++ call runs one step of the whole model on the CPU.
 
 Families of Llama's, Mistral's and Qwen's shape, dense or with experts; weights in float32, bfloat16, int8 or
-int4, the cache in float32, bfloat16 or int8. Every output is computed by the same chain of operations whatever
-else is in the batch, so that a text comes out the same alone, in a batch and after a prefix hit.
+int4, the cache in float32, bfloat16 or int8. Every output is computed by the same chain of operations
+whatever else is in the batch, so that a text comes out the same alone, in a batch and after a prefix hit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ayllu.engine.batch import Batch
 from ayllu.engine.packed import (
-    FORMATS,
     LANES,
     Packed,
     PackedModel,
@@ -46,12 +45,12 @@ class NativeExecutor:
     ) -> None:
         if reason := supports(model.config):
             raise RequestError(f"the native executor doesn't do {reason}", fix="use the torch executor")
-        if cache == "auto":
-            cache = "float32" if weights == "float32" else "bfloat16"
-        if cache not in CACHES:
-            raise RequestError(f"cache = {cache!r} is not one of {', '.join(CACHES)}")
         self.source = model if isinstance(model, Decoder) else None
         self.packed = pack_model(model, weights) if isinstance(model, Decoder) else model
+        if cache == "auto":
+            cache = "float32" if self.packed.weights == "float32" else "bfloat16"
+        if cache not in CACHES:
+            raise RequestError(f"cache = {cache!r} is not one of {', '.join(CACHES)}")
         self.config: ModelConfig = model.config
         self.vocab_size = self.config.vocab_size
         self.core = core().Model(self.config.width, self.config.norm_eps, CACHES[cache], level)
@@ -62,7 +61,8 @@ class NativeExecutor:
             self.core.add_layer(self._layer(index))
         embedding = self.packed.matrices["embedding"]
         head = self.packed.matrices.get("head", embedding)
-        self.core.set_outer(embedding.describe(), head.describe(), self.packed.vectors["norm.weight"].data_ptr())
+        norm = self.packed.vectors["norm.weight"]
+        self.core.set_outer(embedding.describe(), head.describe(), norm.data_ptr())
         self.block_bytes: int = self.core.cache_block_bytes
         self.cache_BX = torch.empty(0, self.block_bytes, dtype=torch.uint8)
         self._tables: list[tuple[Tensor, Tensor]] = []
@@ -160,7 +160,7 @@ class NativeExecutor:
         for spec in self._ropes:
             frequency, factor = frequencies(spec, 0, torch.device("cpu"))
             angle_PD = at_P1 * frequency
-            self._tables.append(((angle_PD.cos() * factor).contiguous(), (angle_PD.sin() * factor).contiguous()))
+            self._tables.append((angle_PD.cos() * factor, angle_PD.sin() * factor))
         self.core.set_tables([(cosine.data_ptr(), sine.data_ptr()) for cosine, sine in self._tables])
         self._positions = size
 
@@ -169,8 +169,10 @@ class NativeExecutor:
         spec, prefix = self.config.layers[index], f"blocks.{index}."
         attention = spec.attention
         assert isinstance(attention, AttentionSpec)
-        matrices = {n.removeprefix(prefix): m for n, m in self.packed.matrices.items() if n.startswith(prefix)}
-        vectors = {n.removeprefix(prefix): v for n, v in self.packed.vectors.items() if n.startswith(prefix)}
+        matrices, vectors = (
+            {name.removeprefix(prefix): value for name, value in all_of.items() if name.startswith(prefix)}
+            for all_of in (self.packed.matrices, self.packed.vectors)
+        )
 
         def vector(name: str) -> int:
             return vectors[name].data_ptr() if name in vectors else 0
@@ -193,7 +195,8 @@ class NativeExecutor:
         if (rope := attention.rope) is not None:
             if rope not in self._ropes:
                 self._ropes.append(rope)
-            layer |= {"interleaved": rope.interleaved, "rotary_dim": rope.dim, "table": self._ropes.index(rope)}
+            layer |= {"interleaved": rope.interleaved, "rotary_dim": rope.dim}
+            layer["table"] = self._ropes.index(rope)
         if isinstance(spec.mlp, MoESpec):
             layer["experts"] = _experts(spec.mlp, matrices, vector("mlp.choice_bias"))
         else:
@@ -220,5 +223,3 @@ def _experts(spec: MoESpec, matrices: dict[str, Packed], choice_bias: int) -> di
         experts["shared_gate_up"] = matrices["mlp.shared.gate_up"].describe()
         experts["shared_down"] = matrices["mlp.shared.down"].describe()
     return experts
-
-
