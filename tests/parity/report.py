@@ -85,9 +85,10 @@ step, batches, gradients and files. transformers has no PaLM, which has a test o
 | family | configuration | largest difference | relative to the largest logit | largest logit |
 |---|---|---|---|---|
 """
-    return f"""{text}- measured against transformers in float32 with the same rounded weights, because both sides
-  round on the way; a router whose best experts are nearly equal may then choose another one, so that a few tokens of
-  models with experts differ much: "median" is that over the tokens of each one's largest difference
+    return f"""{text}- measured against transformers in float32 with the same rounded weights: both sides
+  round on the way; a router whose best experts are nearly equal may then choose another one, so that a few
+  tokens of models with experts differ much
+- "median" is that over the tokens of each one's largest difference
 - largest difference of any logit: {worst:.3f}
 
 | family | configuration | ours, largest | theirs, largest | ours, median | theirs, median | largest logit |
