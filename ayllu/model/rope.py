@@ -77,7 +77,10 @@ def _dynamic(spec: RopeSpec, scaling: RopeScaling, _: Tensor, length: int) -> tu
 def _llama3(_: RopeSpec, scaling: RopeScaling, plain: Tensor, __: int) -> tuple[Tensor, float]:
     """Short waves stay, long ones are stretched, those between are blended."""
     turns = scaling.original_context * plain / (2 * math.pi)  # within the original context
-    blend = ((turns - scaling.low_freq) / (scaling.high_freq - scaling.low_freq)).clamp(0, 1)
+    if scaling.high_freq > scaling.low_freq:
+        blend = ((turns - scaling.low_freq) / (scaling.high_freq - scaling.low_freq)).clamp(0, 1)
+    else:  # Llama 4 Scout: nothing lies between
+        blend = (turns >= scaling.low_freq).float()
     return plain * (blend + (1 - blend) / scaling.factor), _given(scaling, 1.0)
 
 

@@ -8,7 +8,7 @@ whatever else is in the batch, so that a text comes out the same alone, in a bat
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -169,10 +169,8 @@ class NativeExecutor:
         spec, prefix = self.config.layers[index], f"blocks.{index}."
         attention = spec.attention
         assert isinstance(attention, AttentionSpec)
-        matrices, vectors = (
-            {name.removeprefix(prefix): value for name, value in all_of.items() if name.startswith(prefix)}
-            for all_of in (self.packed.matrices, self.packed.vectors)
-        )
+        matrices = _within(prefix, self.packed.matrices)
+        vectors = _within(prefix, self.packed.vectors)
 
         def vector(name: str) -> int:
             return vectors[name].data_ptr() if name in vectors else 0
@@ -202,6 +200,13 @@ class NativeExecutor:
         else:
             layer |= {"gate_up": matrices["mlp.gate_up"].describe(), "down": matrices["mlp.down"].describe()}
         return layer
+
+
+_T = TypeVar("_T")
+
+
+def _within(prefix: str, everything: dict[str, _T]) -> dict[str, _T]:
+    return {n.removeprefix(prefix): value for n, value in everything.items() if n.startswith(prefix)}
 
 
 def _experts(spec: MoESpec, matrices: dict[str, Packed], choice_bias: int) -> dict[str, Any]:

@@ -214,8 +214,8 @@ def _dynamic(values: Values, said: Values, dim: int, theta: float) -> RopeScalin
 
 def _llama3(values: Values, said: Values, dim: int, theta: float) -> RopeScaling:
     low, high = positive(said, "low_freq_factor"), positive(said, "high_freq_factor")
-    if high <= low:
-        raise damaged(f"high_freq_factor {high} is not above low_freq_factor {low}")
+    if high < low:
+        raise damaged(f"high_freq_factor {high} is below low_freq_factor {low}")
     return RopeScaling(
         "llama3",
         factor=positive(said, "factor", _MOST_FACTOR),
