@@ -36,6 +36,7 @@ from ayllu.model.families.names import EMBEDDING, HEAD, Entry
 from ayllu.model.formats.filling import fill, places
 from ayllu.model.formats.safetensors import INDEX, SHARD_BYTES, SINGLE, open_safetensors, save_safetensors
 from ayllu.model.formats.source import TensorInfo, TensorSource
+from ayllu.model.formats.spelling import respelled
 
 _COPY_AGAIN = "copy the whole model folder again"
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -93,6 +94,7 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
     values, source = open_weights(path)
     try:
         family, config = _understood(Path(path), values)
+        source = respelled(source, getattr(family, "SPELLINGS", ()))
         entries = family.entries(config)
         _check(Path(path), source.entries, entries, config, family.IGNORED)
         kind = _TYPES.get(dtype) or _stored_type(entries, source.entries)
@@ -210,12 +212,18 @@ def _understood(path: Path, values: dict[str, Any]) -> tuple[ModuleType, ModelCo
             why=f"known are {', '.join(known)}",
             fix="load a model of one of these families",
         )
+    if values.get("quantization_config"):
+        raise ModelFileDamagedError(
+            f"{path} holds weights that others have quantised",
+            why="their packed formats are not read",
+            fix="use the bfloat16 or float16 release of the model, or a GGUF file",
+        )
     try:
         return family, family.config_from_hf(values)
     except ModelFileDamagedError as error:
         why = f"{error.what}: {error.why}" if error.why else error.what
         raise ModelFileDamagedError(
-            f"{path} has a config that can't be used", why=why, fix=_COPY_AGAIN
+            f"{path} has a config that can't be used", why=why, fix=error.fix or _COPY_AGAIN
         ) from error
 
 

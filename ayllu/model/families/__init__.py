@@ -7,6 +7,7 @@ A file of this folder that has ARCHITECTURES is a family; there is no list to ke
     config_to_hf(config)        -> the architecture's keys; RequestError for what the family can't say
     entries(config)             -> which tensors of a file fill which of ours (names.py)
     IGNORED                     regular expressions: names in files that are no weights
+    SPELLINGS                   (if any) how published files spell names otherwise (formats/spelling.py)
 """
 
 from __future__ import annotations

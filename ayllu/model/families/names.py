@@ -40,7 +40,8 @@ def llama_entries(config: ModelConfig) -> list[Entry]:
     for index, spec in enumerate(config.layers):
         ours, theirs = f"blocks.{index}.", f"model.layers.{index}."
         assert isinstance(spec.attention, AttentionSpec)
-        entries += [*norm_entries(config, ours, theirs), *attention_entries(config, spec.attention, ours, theirs)]
+        entries += norm_entries(config, ours, theirs)
+        entries += attention_entries(config, spec.attention, ours, theirs)
         entries += mlp_entries(config, spec, ours + "mlp.", theirs + "mlp.")
     return entries
 
@@ -67,10 +68,9 @@ def attention_entries(config: ModelConfig, spec: AttentionSpec, ours: str, their
     ours, theirs = ours + "attention.", theirs + "self_attn."
     rows = [n * spec.head_dim for n in (spec.heads, spec.kv_heads, spec.kv_heads)]
     kinds = list(zip(("q_proj", "k_proj", "v_proj"), rows, strict=True))
+    joint = tuple(Piece(f"{theirs}{kind}.weight", (n, config.width)) for kind, n in kinds)
     entries = [
-        Entry(
-            ours + "qkv.weight", tuple(Piece(f"{theirs}{kind}.weight", (n, config.width)) for kind, n in kinds)
-        ),
+        Entry(ours + "qkv.weight", joint),
         one(ours + "out.weight", theirs + "o_proj.weight", config.width, spec.out_channels),
     ]
     if spec.bias:
