@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from shapes import CONFIGS, random_decoder, random_tokens
 
 from ayllu.model import counts
