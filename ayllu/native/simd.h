@@ -8,7 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#if defined(__AMX_INT8__)
+#define LEVEL amx
+#include <immintrin.h>
+#elif defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #define LEVEL avx512
 #include <immintrin.h>
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -45,6 +48,7 @@ SIMD_INLINE Float load_i8(const int8_t* p) {
 SIMD_INLINE Int all_int(int32_t x) { return _mm512_set1_epi32(x); }
 SIMD_INLINE Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
 SIMD_INLINE Line load_line(const uint8_t* p) { return _mm512_loadu_si512(p); }
+SIMD_INLINE void store_line(uint8_t* p, Line x) { _mm512_storeu_si512(p, x); }
 SIMD_INLINE Line low_nibbles(Line x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 SIMD_INLINE Line high_nibbles(Line x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
 // lane i: sum + w[4i..4i+3] . x[0..3]; w unsigned, x signed bytes
@@ -104,6 +108,10 @@ SIMD_INLINE Float to_float(Int x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvte
 SIMD_INLINE Line load_line(const uint8_t* p) {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+SIMD_INLINE void store_line(uint8_t* p, Line x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.b);
 }
 SIMD_INLINE Line low_nibbles(Line x) {
     const __m256i mask = _mm256_set1_epi8(15);
@@ -174,6 +182,7 @@ SIMD_INLINE Line load_line(const uint8_t* p) {
     std::memcpy(r.v, p, 64);
     return r;
 }
+SIMD_INLINE void store_line(uint8_t* p, Line x) { std::memcpy(p, x.v, 64); }
 SIMD_INLINE Line low_nibbles(Line x) {
     for (auto& b : x.v) b &= 15;
     return x;
