@@ -18,8 +18,11 @@ def resolve_model(name: str, *, models: Path = Path("models"), runs: Path = Path
     if not path.exists() and path.name == name and (models / name).is_dir():
         path = models / name
     if path.is_file():
+        if path.suffix == ".gguf":
+            return path
         raise ModelFileMissingError(
-            f"{name} is a file; a model is a folder", fix="name the folder that holds config.json"
+            f"{name} is a file; a model is a folder or a GGUF file",
+            fix="name the folder that holds config.json",
         )
     if not path.is_dir():
         known = [
@@ -38,7 +41,7 @@ def resolve_model(name: str, *, models: Path = Path("models"), runs: Path = Path
         else:
             fix = "make one first: ayllu make recipes/demo.toml"
         raise InputNotFoundError(f"there is no model {name!r}", fix=fix)
-    if (path / "config.json").is_file():
+    if any((path / config).is_file() for config in ("config.json", "params.json")):
         return path
     if (path / "model" / "config.json").is_file():
         return path / "model"

@@ -23,6 +23,7 @@ from ayllu.errors import AylluError, ContextLengthError, NotUtf8Error, RequestEr
 
 if TYPE_CHECKING:
     from ayllu.engine.engine import SamplingParams
+    from ayllu.reason.foreign import TemplateChat
     from ayllu.reason.loop import Answer, Event
     from ayllu.reason.transcript import Chat, Transcript
     from ayllu.tools.tool import Toolbox
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 # C0 without tab and line feed, DEL, C1, and the marks that turn the direction of writing around. The
 # joiners U+200C and U+200D stay: Telugu is written with them.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+# For a model that continues texts and whose folder doesn't say how to sample: small ones, as most such are,
+# lose the thread at 1, and go round in circles at 0.
+STORY_TEMPERATURE = 0.5
 
 HELP = """\
   /help    this list
@@ -82,7 +87,7 @@ class Talk:
     """A loaded model with all that an answer needs."""
 
     engine: Any
-    chat: Chat
+    chat: Chat | TemplateChat
     toolbox: Toolbox
     params: SamplingParams
 
@@ -105,17 +110,32 @@ class Talk:
 
 @contextlib.contextmanager
 def load_talk(
-    folder: Path, *, tools: bool, max_tokens: int | None, temperature: float | None, seed: int | None
+    folder: Path,
+    *,
+    tools: bool,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    conversing: bool = False,
 ) -> Iterator[Talk]:
-    """Load the model of `folder`; what is None is as its generation_config.json says."""
+    """Load the model of `folder`; what is None is as its generation_config.json says.
+
+    RequestError when it is to be `conversing` and has no chat format.
+    """
     from ayllu.engine.engine import Engine, SamplingParams
-    from ayllu.reason.transcript import Chat
+    from ayllu.reason.foreign import Continuation, chat_of, no_chat_format
     from ayllu.serve.service import SamplingDefaults
     from ayllu.text.tokenizer import Tokenizer
     from ayllu.tools.calculator import CALCULATOR
     from ayllu.tools.tool import Toolbox
 
+    tokenizer = Tokenizer.load(folder)
+    chat = chat_of(folder, tokenizer)
+    if conversing and isinstance(chat, Continuation):
+        raise no_chat_format()
     usual = SamplingDefaults.read(folder)
+    if isinstance(chat, Continuation) and not (folder / "generation_config.json").is_file():
+        usual = SamplingDefaults(temperature=STORY_TEMPERATURE)
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=usual.temperature if temperature is None else temperature,
@@ -124,16 +144,28 @@ def load_talk(
         min_p=usual.min_p,
         seed=seed,
     )
-    tokenizer = Tokenizer.load(folder)
-    with Engine(folder) as engine:
-        yield Talk(engine, Chat(tokenizer), Toolbox((CALCULATOR,) if tools else ()), params)
+    with Engine(folder, tokenizer=tokenizer) as engine:
+        yield Talk(engine, chat, Toolbox((CALCULATOR,) if tools and tokenizer.native else ()), params)
 
 
-def read_prompt(argument: str | None) -> str:
-    """The prompt: the argument, or stdin when that is absent or `-`."""
+def goes_on_with_text(folder: Path) -> bool:
+    """Whether the model has no chat format: then it continues a text, which may be empty."""
+    from ayllu.reason.foreign import Continuation, chat_of
+    from ayllu.text.tokenizer import Tokenizer
+
+    return isinstance(chat_of(folder, Tokenizer.load(folder)), Continuation)
+
+
+def read_prompt(argument: str | None, folder: Path | None = None) -> str:
+    """The prompt: the argument, or stdin when that is absent or `-`.
+
+    At a terminal a model in `folder` that only continues texts begins one of its own.
+    """
     if argument not in (None, "-"):
         return str(argument)
     if argument is None and sys.stdin.isatty():
+        if folder is not None and goes_on_with_text(folder):
+            return ""
         raise UsageError("there is no prompt", fix='give one, as in: ayllu run MODEL "What is 417 + 385?"')
     try:
         return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
@@ -143,7 +175,9 @@ def read_prompt(argument: str | None) -> str:
 
 def one_answer(talk: Talk, prompt: str, *, quiet: bool = False, silent: bool = False) -> dict[str, Any]:
     """Answer one prompt, painting it as it comes (nothing with `silent`); what happened, as plain values."""
-    if not prompt.strip():
+    from ayllu.reason.foreign import Continuation
+
+    if not prompt.strip() and not isinstance(talk.chat, Continuation):
         raise RequestError("the prompt is empty")
     painter = Painter(sys.stdout, sys.stderr, quiet=quiet)
     said: dict[str, Any] = {"answer": "", "reasoning": "", "calls": []}

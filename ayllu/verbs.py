@@ -111,7 +111,8 @@ def run(
     """
     from ayllu.terminal import load_talk, one_answer, read_prompt
 
-    folder, question = _model_folder(model), read_prompt(prompt)
+    folder = _model_folder(model)
+    question = read_prompt(prompt, folder)
     with load_talk(folder, tools=tools, max_tokens=max_tokens, temperature=temperature, seed=seed) as talk:
         said = one_answer(talk, question, quiet=quiet, silent=as_json)
     if as_json:
@@ -146,7 +147,14 @@ def chat(
     from ayllu.terminal import converse, load_talk
 
     folder = _model_folder(model)
-    with load_talk(folder, tools=tools, max_tokens=max_tokens, temperature=temperature, seed=seed) as talk:
+    with load_talk(
+        folder,
+        tools=tools,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        conversing=True,
+    ) as talk:
         converse(talk)
 
 

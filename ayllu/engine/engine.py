@@ -160,11 +160,11 @@ class Engine:
         """Continue plain text (or ids), piece by piece; pieces are whole characters."""
         if self.tokenizer is None:
             raise RequestError("this engine has no tokenizer", fix="open it from a model folder")
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        known = self.tokenizer
+        ids = [*known.prefix, *known.encode(prompt)] if isinstance(prompt, str) else prompt
         params = SamplingParams(**options)
-        stop = self.tokenizer.control["<|end|>"]
-        sequence = self.submit(ids, replace(params, stop_ids=(*params.stop_ids, stop)))
-        decoder = StreamDecoder(self.tokenizer)
+        sequence = self.submit(ids, replace(params, stop_ids=(*params.stop_ids, *known.eos)))
+        decoder = StreamDecoder(known, continues=bool(known.decode(ids)))
         try:
             while not sequence.finished:
                 if sequence in self.step() and (text := decoder.push(sequence.token_ids[-1])):

@@ -25,6 +25,7 @@ from ayllu.tools.tool import Call, Result, Toolbox
 
 if TYPE_CHECKING:
     from ayllu.engine.engine import SamplingParams
+    from ayllu.reason.foreign import TemplateChat
 
 MAX_CALLS = 8
 
@@ -83,7 +84,7 @@ class Turn:
     def __init__(
         self,
         engine: Generator,
-        chat: Chat,
+        chat: Chat | TemplateChat,
         transcript: Transcript,
         toolbox: Toolbox,
         params: SamplingParams,
@@ -98,7 +99,7 @@ class Turn:
         self.calls = self.valid_calls = self.segment = 0
         self.first_span = len(transcript.spans)
         self.logprobs: list[float] = []
-        self._reader = _Reader(chat)
+        self._reader = _Reader(chat, transcript)
 
     @property
     def waiting(self) -> bool:
@@ -117,7 +118,7 @@ class Turn:
             room = self.engine.context_length - len(ids)
             params = replace(params, max_tokens=min(params.max_tokens - len(self.logprobs), room))
         self.handle = self.engine.submit(ids, params)
-        self._reader = _Reader(self.chat)
+        self._reader = _Reader(self.chat, self.transcript)
 
     def read(self) -> list[Event]:
         """Text that became whole since the last read."""
@@ -174,20 +175,26 @@ class Turn:
         return [Event("done", answer=self.answer)]
 
 
+_KINDS = {
+    "<|think|>": "think",
+    "<|/think|>": "say",
+    "<|tool|>": "call",
+    "<|/tool|>": "say",
+    "<|answer|>": "say",
+}
+
+
 class _Reader:
     """Token ids in, events out: which span a token belongs to, and whole characters only."""
 
-    def __init__(self, chat: Chat) -> None:
-        control = chat.tokenizer.control
-        # What stands outside any span is kept and shown as an answer, as in Chat.extend.
-        self.kinds = {
-            control["<|think|>"]: "think",
-            control["<|/think|>"]: "say",
-            control["<|tool|>"]: "call",
-            control["<|/tool|>"]: "say",
-            control["<|answer|>"]: "say",
-        }
-        self.decoder, self.kind, self.at = StreamDecoder(chat.tokenizer), "say", 0
+    def __init__(self, chat: Chat | TemplateChat, transcript: Transcript) -> None:
+        # What stands outside any span is kept and shown as an answer, as in Chat.extend. Other models'
+        # answers have no spans that we know of.
+        control = chat.tokenizer.control if chat.tokenizer.native else {}
+        self.kinds = {control[name]: kind for name, kind in _KINDS.items() if name in control}
+        self.ends = frozenset(chat.stop_ids)
+        self.decoder = StreamDecoder(chat.tokenizer, continues=chat.continues(transcript))
+        self.kind, self.at = "say", 0
 
     def read(self, ids: Sequence[int], *, last: bool) -> list[Event]:
         """Events for the ids not seen before, neighbours of one kind joined; `last` flushes."""
@@ -196,7 +203,7 @@ class _Reader:
             if token in self.kinds:
                 pieces.append((self.kind, self.decoder.flush()))
                 self.kind = self.kinds[token]
-            else:
+            elif token not in self.ends:
                 pieces.append((self.kind, self.decoder.push(token)))
         self.at = len(ids)
         if last:
@@ -223,7 +230,7 @@ def _derived_seed(seed: int | None, index: int, segment: int) -> int | None:
 
 def answer_stream(
     engine: Generator,
-    chat: Chat,
+    chat: Chat | TemplateChat,
     transcript: Transcript,
     toolbox: Toolbox,
     params: SamplingParams,

@@ -150,6 +150,10 @@ class Chat:
             and self._control_ids.isdisjoint(inside)
         )
 
+    def continues(self, transcript: Transcript) -> bool:
+        """Whether an answer goes on in the middle of a text: never here."""
+        return False
+
     def answer(self, transcript: Transcript) -> str | None:
         """The last whole answer's text after the last user turn, or None."""
         for span in reversed(transcript.spans):

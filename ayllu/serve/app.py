@@ -33,6 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ayllu.engine.engine import Engine
 from ayllu.errors import AylluError, PortInUseError, RefusedError, UsageError
+from ayllu.reason.foreign import Continuation, chat_of, no_chat_format
 from ayllu.serve.connection import Connection
 from ayllu.serve.enginethread import log_failure
 from ayllu.serve.faults import ApiError, as_api_error
@@ -159,6 +160,9 @@ def serve(
 def _load(model_folder: Path, name: str | None, weights: str, device: str, limits: Limits) -> Service:
     folder = Path(model_folder)
     tokenizer = Tokenizer.load(folder)
+    chat = chat_of(folder, tokenizer)
+    if isinstance(chat, Continuation):
+        raise no_chat_format()
     full = folder.resolve()
 
     def open_engine() -> Any:
@@ -170,6 +174,7 @@ def _load(model_folder: Path, name: str | None, weights: str, device: str, limit
     service = Service(
         open_engine,
         tokenizer,
+        chat=chat,
         name=name or (full.parent.name if full.name == "model" else full.name),
         toolbox=Toolbox([CALCULATOR]),
         defaults=SamplingDefaults.read(folder),

@@ -27,6 +27,7 @@ from ayllu.errors import (
     ShuttingDownError,
 )
 from ayllu.files import read_json
+from ayllu.reason.foreign import TemplateChat
 from ayllu.reason.loop import Turn
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.serve.enginethread import EngineThread, News, Order
@@ -106,12 +107,13 @@ class Service:
         tokenizer: Tokenizer,
         *,
         name: str,
+        chat: Chat | TemplateChat | None = None,
         toolbox: Toolbox | None = None,
         defaults: SamplingDefaults | None = None,
         limits: Limits | None = None,
     ) -> None:
         self.name, self.limits = name, limits or Limits()
-        self.chat, self.toolbox = Chat(tokenizer), toolbox or Toolbox()
+        self.chat, self.toolbox = chat or Chat(tokenizer), toolbox or Toolbox()
         self.defaults = defaults or SamplingDefaults()
         self.created = int(time.time())
         self.engine = EngineThread(open_engine, self.limits.running)

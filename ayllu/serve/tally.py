@@ -7,7 +7,6 @@ what some text encodes to again.
 from __future__ import annotations
 
 from collections import deque
-from functools import cache
 
 import msgspec
 
@@ -31,9 +30,10 @@ class Tally:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self._opens = {tokenizer.control[name]: kind for name, kind in _TURNS.items()}
-        self._closes = {tokenizer.control[name] for name in _CLOSERS}
-        self._control = set(tokenizer.control.values())
+        known = tokenizer.control if tokenizer.native else {}
+        self._opens = {known[name]: kind for name, kind in _TURNS.items() if name in known}
+        self._closes = {known[name] for name in _CLOSERS if name in known}
+        self._silent = {*tokenizer.control.values(), *tokenizer.eos}
         self._kind = "say"
         self.completion = self.reasoning = 0
         self._read = self._sent = 0  # bytes of the answer: read from tokens, shown to the caller
@@ -46,8 +46,8 @@ class Tally:
         self.reasoning += self._kind == "think"
         if token in self._closes:
             self._kind = "say"
-        elif self._kind == "say" and token not in self._control:
-            raw = token_bytes(self.tokenizer, token)
+        elif self._kind == "say" and token not in self._silent:
+            raw = self.tokenizer.piece_bytes(token)
             entry = TokenLogprob(raw.decode("utf-8", "replace"), float(logprob), list(raw))
             self._pending.append((self._read, entry))
             self._read += len(raw)
@@ -65,18 +65,3 @@ class Tally:
         ready = [entry for _, entry in self._pending]
         self._pending.clear()
         return ready
-
-
-def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    """The bytes of a byte-level piece (GPT-2's printable stand-ins turned back)."""
-    piece = tokenizer.inner.id_to_token(token) or ""
-    table = _stand_ins()
-    return bytes(table[sign] for sign in piece if sign in table)
-
-
-@cache
-def _stand_ins() -> dict[str, int]:
-    """Printable character -> byte, as in GPT-2: printable Latin-1 is itself, the rest from U+0100 on."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(b): b for b in plain} | {chr(0x100 + i): b for i, b in enumerate(others)}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ayllu.serve.stops import StopStrings
-from ayllu.serve.tally import Tally, token_bytes
+from ayllu.serve.tally import Tally
 
 letters = st.text("ab", max_size=12)
 
@@ -37,7 +37,7 @@ def test_nothing_is_held_without_stops(text):
 
 @given(st.text(max_size=30))
 def test_token_bytes_are_the_text(tokenizer, text):
-    assert b"".join(token_bytes(tokenizer, i) for i in tokenizer.encode(text)) == text.encode()
+    assert b"".join(tokenizer.piece_bytes(i) for i in tokenizer.encode(text)) == text.encode()
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
