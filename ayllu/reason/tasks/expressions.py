@@ -1,0 +1,147 @@
+"""Expressions with brackets, negative numbers, exact divisions and remainders, through the calculator.
+
+The model learns to carry a longer expression over into the call exactly, from the spellings that
+people use (spaces, x for times, a division sign, "remainder of ... divided by ..." in words), and to
+give the result back. The tree is drawn at random; a division is made exact by choosing its dividend as
+a multiple of its divisor, and remainders have a positive divisor, so that every answer is a whole
+number and has one meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from numpy.random import Generator
+
+from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.tasks.arithmetic import canonical_key, verify_number
+from ayllu.reason.transcript import Kind, call_text
+
+ASKED = (
+    "What is {e}?",
+    "{e} = ?",
+    "{e}",
+    "Calculate {e}.",
+    "Work out {e}.",
+    "Was ist {e}?",
+    "Berechne {e}.",
+    "Wie viel ist {e}?",
+    "{e} ఎంత?",
+    "{e} విలువ కనుగొనండి.",
+)
+REMAINDERS = (
+    "What is the remainder of {x} divided by {y}?",
+    "{x} divided by {y}: what remains?",
+    "Welcher Rest bleibt bei {x} geteilt durch {y}?",
+    "{x} geteilt durch {y}: Was ist der Rest?",
+    "{x} ని {y} తో భాగిస్తే శేషం ఎంత?",
+)
+SIGNS = ({}, {"*": "×"}, {"*": "×", "/": "÷"}, {"*": "·", "/": "÷", "-": "−"})
+LEAST, MOST = (2, 999), 9  # a leaf's range; leaves of a tree
+LARGEST = 10**9  # magnitude of every value in a tree
+
+
+@dataclass(frozen=True)
+class Node:
+    """A number (no children) or an operation with two."""
+
+    value: int
+    op: str = ""
+    left: Node | None = None
+    right: Node | None = None
+
+    def depth(self) -> int:
+        """0 for a number."""
+        return 1 + max(self.left.depth(), self.right.depth()) if self.left and self.right else 0
+
+    def leaves(self) -> int:
+        """Numbers in the tree."""
+        return self.left.leaves() + self.right.leaves() if self.left and self.right else 1
+
+    def text(self, space: str = "") -> str:
+        """With the fewest brackets that keep the tree (* / % bind alike, from left to right)."""
+        if self.left is None or self.right is None:
+            return str(self.value)
+        strong = self.op in "*/%"
+        left, right = self.left.text(space), self.right.text(space)
+        if self.left.value < 0 and not self.left.op:
+            left = f"({left})"
+        if strong and self.left.op and self.left.op in "+-":
+            left = f"({left})"
+        if (not self.right.op and self.right.value < 0) or (
+            self.right.op and (strong or (self.op == "-" and self.right.op in "+-"))
+        ):
+            right = f"({right})"
+        return f"{left}{space}{self.op}{space}{right}"
+
+    def key(self) -> str:
+        """The same for a sum or a product and its mirror image. A single operation on positive numbers
+        has arithmetic's key, so that both families agree about who owns it."""
+        if self.left is None or self.right is None:
+            return str(self.value)
+        if self.depth() == 1 and self.op in "+-*" and min(self.left.value, self.right.value) >= 0:
+            return canonical_key(self.left.value, self.op, self.right.value)
+        names = [self.left.key(), self.right.key()]
+        return "(" + f" {self.op} ".join(sorted(names) if self.op in "+*" else names) + ")"
+
+
+def grow(rng: Generator, depth: int) -> Node:
+    """A random tree of exactly this depth, all divisions exact, all values within LARGEST."""
+    if depth == 0:
+        digits = int(rng.integers(1, 4))
+        value = int(rng.integers(max(LEAST[0], 10 ** (digits - 1)), 10**digits))
+        return Node(-value if rng.random() < 0.15 else value)
+    while True:
+        op = "+-*+-*/%"[rng.integers(8)]
+        deep, other = grow(rng, depth - 1), grow(rng, int(rng.integers(0, depth)))
+        left, right = (deep, other) if rng.integers(2) else (other, deep)
+        if op == "/" and right.value not in (0, 1, -1) and not left.op:
+            left = Node(right.value * int(rng.integers(2, 100)))  # makes the division exact
+        node = _joined(op, left, right)
+        if node and node.leaves() <= MOST and abs(node.value) <= LARGEST and node.depth() == depth:
+            return node
+
+
+def _joined(op: str, left: Node, right: Node) -> Node | None:
+    x, y = left.value, right.value
+    if op == "/":
+        return Node(x // y, op, left, right) if y not in (0, 1, -1) and x % y == 0 else None
+    if op == "%":
+        return Node(x % y, op, left, right) if y > 1 and x > 0 else None
+    return Node({"+": x + y, "-": x - y, "*": x * y}[op], op, left, right)
+
+
+class Expressions:
+    """Levels 1 to 4: trees of depth 1 to 4."""
+
+    family = "expressions"
+    levels = 4
+
+    def problem(self, rng: Generator, level: int, split: str) -> Problem:
+        """One expression; at level 1 remainders are also asked for in words."""
+        while True:
+            tree = grow(rng, level)
+            if split_of(tree.key()) == split and len(tree.text()) <= 60:
+                break
+        if tree.op == "%" and level == 1 and rng.integers(2):
+            assert tree.left and tree.right
+            prompt = REMAINDERS[rng.integers(len(REMAINDERS))].format(x=tree.left.value, y=tree.right.value)
+        else:
+            written = tree.text(" " if rng.integers(2) else "")
+            for sign, shown in SIGNS[rng.integers(len(SIGNS))].items():
+                written = written.replace(sign, shown)
+            prompt = ASKED[rng.integers(len(ASKED))].format(e=written)
+        data = {"expression": tree.text()}
+        return Problem(self.family, level, tree.key(), prompt, str(tree.value), data, ("calculator",))
+
+    def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
+        """Call, result (written by the tool), answer."""
+        return [
+            Piece(Kind.CALL, call_text("calculator", {"expression": problem.data["expression"]})),
+            Piece(Kind.RESULT, problem.answer),
+            Piece(Kind.SAY, problem.answer),
+        ]
+
+    def verify(self, problem: Problem, answer: str | None) -> Verdict:
+        """The number and nothing else; leniently the last number."""
+        return verify_number(problem.answer, answer)

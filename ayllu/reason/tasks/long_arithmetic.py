@@ -1,0 +1,95 @@
+"""Sums, differences and products of longer numbers, digit by digit: to six digits + and -, to 3x3 digits *.
+
+The continuation of `arithmetic` (whose two levels stay as they are), in the same form and with the
+same keys, so that a sum that is examined in one family is never practised in the other. A product
+is worked out row by row as on paper; each row begins with its own operands, because what stands
+near is learnt most easily, and rows are added up as they come, so that never more than two numbers
+are added at a time.
+"""
+
+from __future__ import annotations
+
+from numpy.random import Generator
+
+from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.tasks.arithmetic import (
+    PROMPTS,
+    add_lines,
+    canonical_key,
+    compare_line,
+    subtract_lines,
+    verify_number,
+)
+from ayllu.reason.transcript import Kind
+
+LONGEST = (3, 4, 5, 6)  # digits of + and - by level
+FACTORS = ((2, 2), (3, 1), (3, 2), (3, 3))  # most digits of the two factors by level
+
+
+def row_lines(x: int, q: int) -> list[str]:
+    """417 times one digit: `417*6:`, then 7*6=42 and so on with the carry, then `=2502`."""
+    if q == 0:
+        return [f"{x}*0=0"]
+    carry, lines = 0, [f"{x}*{q}:"]
+    for p in map(int, reversed(str(x))):
+        total = p * q + carry
+        lines.append(f"{p}*{q}={p * q}" + (f" {p * q}+{carry}={total}" if carry else ""))
+        carry = total // 10
+    return [*lines, f"={x * q}"]
+
+
+def product_lines(x: int, y: int) -> list[str]:
+    """All rows, the last digit of y first; from the second on each is added to the sum so far."""
+    lines, total = list[str](), 0
+    for place, q in enumerate(map(int, reversed(str(y)))):
+        lines += row_lines(x, q)
+        part = x * q * 10**place
+        if place and q:
+            lines += [f"{part}+{total}:", *add_lines(part, total), f"={part + total}"]
+        total += part
+    return lines
+
+
+class LongArithmetic:
+    """Levels 1 to 4: + and - to 3, 4, 5, 6 digits; products to 2x2, 3x1, 3x2, 3x3 digits."""
+
+    family = "long_arithmetic"
+    levels = 4
+
+    def problem(self, rng: Generator, level: int, split: str) -> Problem:
+        """Operand lengths are uniform, so that short numbers are not rare."""
+        while True:
+            op = "+-*"[rng.integers(3)]
+            longest = FACTORS[level - 1] if op == "*" else (LONGEST[level - 1],) * 2
+            x, y = (_number(rng, int(rng.integers(1, n + 1))) for n in longest)
+            if op == "*" and rng.integers(2):
+                x, y = y, x
+            key = canonical_key(x, op, y)
+            if split_of(key) == split:
+                break
+        prompt = PROMPTS[rng.integers(len(PROMPTS))].format(x=x, op=op, y=y)
+        value = x + y if op == "+" else x - y if op == "-" else x * y
+        tools = ("calculator",) if rng.integers(2) else ()
+        return Problem(self.family, level, key, prompt, str(value), {"x": x, "op": op, "y": y}, tools)
+
+    def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
+        """The digits of the working, then the answer. The longer factor is multiplied by the digits of
+        the shorter one."""
+        x, op, y = problem.data["x"], problem.data["op"], problem.data["y"]
+        if op == "+":
+            lines = add_lines(x, y)
+        elif op == "*":
+            lines = product_lines(*((x, y) if len(str(x)) >= len(str(y)) else (y, x)))
+        elif x >= y:
+            lines = [compare_line(x, y), *subtract_lines(x, y)]
+        else:
+            lines = [compare_line(x, y), f"-({y}-{x})", *subtract_lines(y, x)]
+        return [Piece(Kind.THINK, "\n".join(lines)), Piece(Kind.SAY, problem.answer)]
+
+    def verify(self, problem: Problem, answer: str | None) -> Verdict:
+        """The number and nothing else; leniently the last number."""
+        return verify_number(problem.answer, answer)
+
+
+def _number(rng: Generator, digits: int) -> int:
+    return int(rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
