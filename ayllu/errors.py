@@ -176,6 +176,12 @@ class ContextLengthError(RequestError):
     code = "context_length_exceeded"
 
 
+class GrammarFailedError(AylluError):
+    """A constrained answer can't go on (a limit was reached, or no token fits); it is never let loose."""
+
+    code = "grammar_failed"
+
+
 class QueueFullError(AylluError):
     """Too many requests wait already (HTTP 503)."""
 

@@ -2,16 +2,26 @@
 
 The random number of a sequence's n-th token depends on its seed and n alone (a counter-based
 generator), so that what else is in the batch can't change it.
+
+Plain rows (a temperature, nothing else) go through one fused kernel. The others are taken out
+of the batch and go the long way, in the order that vLLM and transformers have too: penalties and biases,
+what is forbidden (grammar, thinking budget, minimum length), temperature, top-k, top-p of what that
+leaves, min-p; then the draw. Log-probabilities are always those of the unmodified model, which RL needs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence as Rows
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ayllu.engine.request import Sequence
+from ayllu.engine.cuts import cut
+from ayllu.engine.request import Row, Sampled, SamplingParams, Sequence
+from ayllu.engine.steering import Steering
 from ayllu.native import ops
+from ayllu.text.tokenizer import Tokenizer
 
 # Below this a temperature is greedy: dividing float32 logits by less loses them to infinity.
 _COLDEST = 1e-5
@@ -28,52 +38,156 @@ def uniform(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
     return np.maximum((z >> np.uint64(11)).astype(np.float64), 1.0) / 2.0**53
 
 
-def sample(logits_BV: Tensor, sequences: list[Sequence]) -> tuple[list[int], list[float]]:
-    """Next token and its log-probability (of the model itself, in nats) for each sequence."""
-    logits_BV = logits_BV.float()
-    counters = np.array([len(s.token_ids) for s in sequences], np.uint64)
-    uniform_B = torch.from_numpy(uniform(np.array([s.seed for s in sequences], np.uint64), counters))
-    temperatures = [s.params.temperature if s.params.temperature >= _COLDEST else 0.0 for s in sequences]
-    temperature_B = torch.tensor(temperatures, dtype=torch.float32)
-    cut = any(s.params.top_k or s.params.top_p < 1 or s.params.min_p for s in sequences)
-    if not cut and ops.decoding_usable(logits_BV):
-        token_B, logprob_B = ops.sample(logits_BV, temperature_B, uniform_B)
-        return token_B.tolist(), logprob_B.tolist()
-    device = logits_BV.device
-    # The lowest id among equals: argmax doesn't promise which one it takes.
-    vocab = logits_BV.shape[1]
-    tops_BV = logits_BV == logits_BV.amax(-1, keepdim=True)
-    greedy_B = torch.where(tops_BV, torch.arange(vocab, device=device), vocab - 1).amin(-1)
-    hot_B = (temperature_B > 0).to(device)
-    divisor_B = torch.where(hot_B, temperature_B.to(device), 1.0)
-    p_BV = (logits_BV / divisor_B[:, None]).softmax(-1)
-    if cut:
-        p_BV = _cut(p_BV, sequences)
+def begin(sequence: Sequence, tokenizer: Tokenizer | None, vocab_size: int) -> Steering | None:
+    """What sampling will keep of `sequence` (its `state`); None where there is nothing to keep.
+
+    Checks what only shows here, before any work is done: ids outside the vocabulary, too many stop strings,
+    grammars that can't be compiled. Raises RequestError.
+    """
+    return Steering.begin(sequence, tokenizer, vocab_size)
+
+
+def sample(logits_LV: Tensor, rows: Rows[Row]) -> list[Sampled]:
+    """The next token for each row of logits. No state changes: `Sequence.append` takes what is accepted.
+
+    Where a steered sequence can't go on, its `state.error` is set: the engine ends that sequence with the
+    error and drops the token. The other rows are untouched by that.
+    """
+    logits_LV = logits_LV.float()
+    special = [i for i, row in enumerate(rows) if _is_special(row)]
+    if not special:
+        return _plain(logits_LV, rows)
+    sampled: dict[int, Sampled] = {}
+    plain = sorted(set(range(len(rows))) - set(special))
+    for some, draw in ((plain, _plain), (special, _special)):
+        if some:
+            done = draw(logits_LV[some], [rows[i] for i in some])
+            sampled |= zip(some, done, strict=True)
+    return [sampled[i] for i in range(len(rows))]
+
+
+def probabilities(logits_LV: Tensor, rows: Rows[Row]) -> Tensor:
+    """p_LV (float32): what `sample` draws from in each row; 1 at a single token where nothing is drawn."""
+    x_LV, forced = _steer(logits_LV.float(), rows)
+    p_LV = _chances(x_LV, rows)
+    for i, row in enumerate(rows):
+        if (only := forced[i]) is None and _temperature(row) == 0:
+            only = int(_greedy(x_LV[i : i + 1])[0])
+        if only is not None:
+            p_LV[i] = 0
+            p_LV[i, only] = 1
+    return p_LV
+
+
+def mean_logprob(sequence: Sequence) -> float:
+    """What `best_of` ranks by: the log-probability a token, so that long answers aren't put last."""
+    return sum(sequence.logprobs) / max(len(sequence.logprobs), 1)
+
+
+def best(sequences: list[Sequence], n: int) -> list[Sequence]:
+    """The `n` likeliest by `mean_logprob`, falling; equals in the order given; failed ones last."""
+    failed = ("error", "cancelled")
+    return sorted(sequences, key=lambda s: (s.finish_reason in failed, -mean_logprob(s)))[:n]
+
+
+def _is_special(row: Row) -> bool:
+    params = row.sequence.params
+    return row.sequence.state is not None or bool(params.top_logprobs) or _is_cut(params)
+
+
+def _is_cut(params: SamplingParams) -> bool:
+    return bool(params.top_k or params.top_p < 1 or params.min_p)
+
+
+def _temperature(row: Row) -> float:
+    """0 for greedy."""
+    temperature = row.sequence.params.temperature
+    return temperature if temperature >= _COLDEST else 0.0
+
+
+def _uniform(rows: Rows[Row]) -> Tensor:
+    seeds = np.array([row.sequence.seed for row in rows], np.uint64)
+    return torch.from_numpy(uniform(seeds, np.array([row.position for row in rows], np.uint64)))
+
+
+# ---- plain rows
+def _plain(logits_BV: Tensor, rows: Rows[Row]) -> list[Sampled]:
+    if ops.decoding_usable(logits_BV):
+        temperature_B = torch.tensor([_temperature(row) for row in rows], dtype=torch.float32)
+        token_B, logprob_B = ops.sample(logits_BV, temperature_B, _uniform(rows))
+    else:
+        token_B = _draw(logits_BV, rows)
+        logprob_B = _logprobs(logits_BV, token_B)
+    return [Sampled(*pair) for pair in zip(token_B.tolist(), logprob_B.tolist(), strict=True)]
+
+
+def _draw(x_BV: Tensor, rows: Rows[Row]) -> Tensor:
+    """Tokens from logits that are final but for temperature and cuts."""
+    greedy_B = _greedy(x_BV)
+    hot_B = torch.tensor([_temperature(row) > 0 for row in rows]).to(x_BV.device)
+    if not any(_temperature(row) for row in rows):
+        return greedy_B
     # Inverse of the cumulative distribution, in float64 so that the tail is not rounded away.
-    c_BV = p_BV.double().cumsum(-1)
+    c_BV = _chances(x_BV, rows).double().cumsum(-1)
     total_B = c_BV[:, -1]
     # Kept below the total, where rounding would go past the last token that has a chance.
-    wanted_B = torch.minimum(
-        uniform_B.to(device) * total_B, torch.nextafter(total_B, torch.zeros_like(total_B))
-    )
+    below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
+    wanted_B = torch.minimum(_uniform(rows).to(x_BV.device) * total_B, below_B)
     drawn_B = torch.searchsorted(c_BV, wanted_B[:, None], right=True)[:, 0]
-    token_B = torch.where(hot_B, drawn_B.clamp_(max=vocab - 1), greedy_B)
-    logprob_B = logits_BV.gather(-1, token_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
-    return token_B.tolist(), logprob_B.tolist()
+    return torch.where(hot_B, drawn_B.clamp_(max=x_BV.shape[1] - 1), greedy_B)
 
 
-def _cut(p_BV: Tensor, sequences: list[Sequence]) -> Tensor:
-    """Zero what top-k, top-p (Holtzman et al. 2020) and min-p (Nguyen et al. 2024) exclude."""
-    sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)
-    rank_V = torch.arange(p_BV.shape[1], device=p_BV.device)
-    keep_BV = torch.ones_like(sorted_BV, dtype=torch.bool)
-    before_BV = sorted_BV.cumsum(-1) - sorted_BV
-    for row, sequence in enumerate(sequences):
-        params = sequence.params
-        if params.top_k:
-            keep_BV[row] &= rank_V < min(params.top_k, len(rank_V))
-        if params.top_p < 1:
-            keep_BV[row] &= before_BV[row] < params.top_p
-        if params.min_p:
-            keep_BV[row] &= sorted_BV[row] >= params.min_p * sorted_BV[row, 0]
-    return torch.zeros_like(p_BV).scatter(-1, order_BV, sorted_BV * keep_BV)
+def _greedy(x_BV: Tensor) -> Tensor:
+    """The lowest id among equals: argmax doesn't promise which one it takes."""
+    vocab = x_BV.shape[1]
+    tops_BV = x_BV == x_BV.amax(-1, keepdim=True)
+    return torch.where(tops_BV, torch.arange(vocab, device=x_BV.device), vocab - 1).amin(-1)
+
+
+def _chances(x_BV: Tensor, rows: Rows[Row]) -> Tensor:
+    """p_BV after temperature and cuts; greedy rows at temperature 1."""
+    divisors = [_temperature(row) or 1.0 for row in rows]
+    scaled_BV = x_BV / torch.tensor(divisors, dtype=torch.float32, device=x_BV.device)[:, None]
+    if any(_is_cut(row.sequence.params) for row in rows):
+        cut(scaled_BV, [row.sequence.params for row in rows])
+    return scaled_BV.softmax(-1)
+
+
+def _logprobs(logits_BV: Tensor, token_B: Tensor) -> Tensor:
+    return logits_BV.gather(-1, token_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
+
+
+# ---- the others
+def _special(logits_SV: Tensor, rows: Rows[Row]) -> list[Sampled]:
+    x_SV, forced = _steer(logits_SV, rows)
+    token_S = _draw(x_SV, rows)
+    if any(token is not None for token in forced):
+        drawn = token_S.tolist()
+        chosen = [d if f is None else f for d, f in zip(drawn, forced, strict=True)]
+        token_S = torch.tensor(chosen, device=logits_SV.device)
+    tokens, logprobs = token_S.tolist(), _logprobs(logits_SV, token_S).tolist()
+    tops = [
+        top_logprobs(logits_V, k) if (k := row.sequence.params.top_logprobs) else []
+        for logits_V, row in zip(logits_SV, rows, strict=True)
+    ]
+    return [Sampled(*each) for each in zip(tokens, logprobs, tops, strict=True)]
+
+
+def _steer(logits_SV: Tensor, rows: Rows[Row]) -> tuple[Tensor, list[int | None]]:
+    """Logits after penalties, biases and what is forbidden; and the tokens that have to come."""
+    x_SV, forced = logits_SV.clone(), list[int | None]()
+    for i, row in enumerate(rows):
+        state = row.sequence.state
+        forced.append(state.steer(x_SV[i], row.drafts) if isinstance(state, Steering) else None)
+    return x_SV, forced
+
+
+def top_logprobs(logits_V: Tensor, k: int) -> list[tuple[int, float]]:
+    """The `k` likeliest tokens with their log-probabilities, falling; equals by lowest id."""
+    k = min(k, len(logits_V))
+    border = logits_V.topk(k).values[-1]
+    ids = (logits_V >= border).nonzero()[:, 0]  # rising; more than k where the border is shared
+    order = logits_V[ids].sort(descending=True, stable=True).indices[:k]
+    chosen = ids[order]
+    logprobs = logits_V[chosen] - logits_V.logsumexp(-1)
+    return list(zip(chosen.tolist(), logprobs.tolist(), strict=True))

@@ -1,0 +1,222 @@
+"""Constrained output: at each place only the tokens that a grammar lets follow, by llguidance.
+
+A JSON schema, a regular expression, a Lark grammar or a list of choices becomes an automaton over bytes;
+walking the tree of all pieces through it gives the mask of tokens that may come next. The vocabulary is
+told by the bytes of its pieces, so that byte-level BPE and SentencePiece are the same here.
+
+Two rules. A grammar comes from a stranger: it is tried out in another process with little time and memory
+before the engine sees it (`grammar_worker.py`). And it fails closed: whatever goes wrong, the sequence
+ends with an error; no token comes out that the mask didn't allow.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence as Ids
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from ayllu.engine.grammar_worker import LIMITS
+from ayllu.engine.request import Grammar
+from ayllu.errors import GrammarFailedError, RequestError
+from ayllu.text.tokenizer import Tokenizer
+
+MAX_SOURCE = 64 << 10  # characters
+_KEPT = 64  # grammars remembered for each vocabulary, and verdicts for all
+_PATIENCE = 20.0  # seconds by the clock, for a machine that is busy; the worker's own limit is sooner
+
+
+class Matcher:
+    """A place in a grammar. GrammarFailedError as soon as anything is off, and from then on."""
+
+    def __init__(self, inner: LLMatcher, vocabulary: _Pieces) -> None:
+        self._inner, self._vocabulary = inner, vocabulary
+
+    def allowed(self, drafts: Ids[int] = ()) -> tuple[np.ndarray, bool] | None:
+        """Which tokens may come after `drafts` -> (bool, one a token; whether the text may end here).
+
+        None where the drafts themselves don't follow the grammar: then nothing after them will be used.
+        """
+        inner, size = self._inner, self._vocabulary.size
+        taken = inner.try_consume_tokens(list(drafts)) if drafts else 0
+        try:
+            if taken < len(drafts):
+                return None
+            bits = np.frombuffer(inner.compute_bitmask(), np.uint8)
+        finally:
+            if taken and not inner.rollback(taken):
+                self._check()
+        self._check()  # after an error its mask lets the end through
+        allowed = np.unpackbits(bits, bitorder="little")[: size + 1].astype(bool)
+        allowed_V, ends = allowed[:size].copy(), bool(allowed[size])
+        allowed_V[self._vocabulary.textless] = False
+        return allowed_V, ends
+
+    def consume(self, token: int) -> None:
+        """Take a token that was allowed."""
+        if not self._inner.consume_token(token):
+            self._check()
+            raise GrammarFailedError("the answer left its grammar")
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the text so far is whole."""
+        return self._inner.is_accepting()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text is whole and nothing can follow."""
+        return self._inner.is_stopped() and self._inner.is_accepting()
+
+    def _check(self) -> None:
+        if self._inner.is_error():
+            raise GrammarFailedError(
+                "the answer can't go on in its grammar",
+                why=" ".join(self._inner.get_error().split())[:300],
+                fix="simplify the schema or grammar",
+            )
+
+
+def matcher(grammar: Grammar, tokenizer: Tokenizer, vocab_size: int) -> Matcher:
+    """A matcher at the beginning of `grammar`, for a model with `vocab_size` tokens.
+
+    A grammar that was not seen before takes some milliseconds, a hostile one up to two seconds; a
+    server may call this in a thread of its own first. Raises RequestError for what can't be served.
+    """
+    pieces = _pieces(tokenizer, vocab_size)
+    with pieces.lock:
+        if (known := pieces.grammars.get(grammar)) is None:
+            limits = LLParserLimits(**LIMITS)
+            known = LLMatcher(pieces.inner, checked(grammar), log_level=0, limits=limits)
+            if known.is_error():
+                raise _refused(grammar, known.get_error())
+            pieces.grammars[grammar] = known
+            while len(pieces.grammars) > _KEPT:
+                pieces.grammars.popitem(last=False)
+        pieces.grammars.move_to_end(grammar)
+        return Matcher(known.deep_copy(), pieces)
+
+
+def _refused(grammar: Grammar, why: str) -> RequestError:
+    return RequestError(
+        f"this {grammar.kind} can't be used to constrain the answer",
+        why=" ".join(why.split())[:400],
+        fix="simplify it; the documentation lists what is supported",
+    )
+
+
+# ---- vocabularies
+class _Pieces:
+    """A vocabulary as llguidance wants it: the bytes of each piece, and one token more for the end."""
+
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+        self.size, self.lock = size, threading.Lock()
+        self.grammars: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self.tokens = [tokenizer.piece_bytes(i) for i in range(size)]
+        # Control tokens have no text; a grammar can't get at them by their numbers either.
+        self.textless = np.array([i for i, piece in enumerate(self.tokens) if not piece], np.int64)
+        self.tokens.append(b"<end>")
+        self.eos_token_id, self.bos_token_id, self.special_token_ids = size, None, [size]
+        self._ids = {piece: i for i, piece in reversed(list(enumerate(self.tokens[:size]))) if piece}
+        self._longest = max(map(len, self._ids), default=1)
+        self._tokenizer = weakref.ref(tokenizer)
+        self.inner = LLTokenizer(TokenizerWrapper(self), n_vocab=size + 1)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """The tokens for a text that must come: as the model knows it, or else the longest pieces."""
+        raw = text if isinstance(text, bytes) else text.encode()
+        if (tokenizer := self._tokenizer()) is not None:
+            try:
+                ids = tokenizer.encode(raw.decode())
+            except Exception:  # half a character, or one that no piece has
+                ids = []
+            if b"".join(self.tokens[i] for i in ids if i < self.size) == raw:
+                return ids
+        ids, at = [], 0
+        while at < len(raw):
+            for end in range(min(len(raw), at + self._longest), at, -1):
+                if (found := self._ids.get(raw[at:end])) is not None:
+                    ids.append(found)
+                    at = end
+                    break
+            else:
+                return ids
+        return ids
+
+
+_vocabularies: weakref.WeakKeyDictionary[Tokenizer, dict[int, _Pieces]] = weakref.WeakKeyDictionary()
+_vocabularies_lock = threading.Lock()
+
+
+def _pieces(tokenizer: Tokenizer, size: int) -> _Pieces:
+    with _vocabularies_lock:
+        sizes = _vocabularies.setdefault(tokenizer, {})
+        if size not in sizes:
+            sizes[size] = _Pieces(tokenizer, size)
+        return sizes[size]
+
+
+# ---- trying out
+_verdicts: OrderedDict[Grammar, dict[str, str]] = OrderedDict()
+_worker: subprocess.Popen[bytes] | None = None
+_worker_lock = threading.Lock()
+
+
+def checked(grammar: Grammar) -> str:
+    """llguidance's form of a grammar that has been tried out. Raises RequestError."""
+    if len(grammar.source) > MAX_SOURCE:
+        raise _refused(grammar, f"it has {len(grammar.source)} characters, {MAX_SOURCE} at most are read")
+    with _worker_lock:
+        if (verdict := _verdicts.get(grammar)) is None:
+            request = json.dumps({"kind": grammar.kind, "source": grammar.source}) + "\n"
+            verdict = _verdicts[grammar] = _ask(request.encode())
+            while len(_verdicts) > _KEPT:
+                _verdicts.popitem(last=False)
+        _verdicts.move_to_end(grammar)
+    if "error" in verdict:
+        raise _refused(grammar, verdict["error"])
+    return verdict["grammar"]
+
+
+def _ask(request: bytes) -> dict[str, str]:
+    """The worker's answer; an error in its place where it dies of the question."""
+    global _worker
+    if _worker is None or _worker.poll() is not None:
+        _worker = subprocess.Popen(
+            [sys.executable, "-I", str(Path(__file__).with_name("grammar_worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C in a terminal is for us
+        )
+    assert _worker.stdin is not None and _worker.stdout is not None
+    line, until = b"", time.monotonic() + _PATIENCE
+    try:
+        _worker.stdin.write(request)
+        _worker.stdin.flush()
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([_worker.stdout], [], [], max(0.0, until - time.monotonic()))
+            part = _worker.stdout.read1(1 << 20) if ready else b""  # type: ignore[attr-defined]
+            if not part:
+                break
+            line += part
+    except OSError:
+        line = b""
+    if not line.endswith(b"\n"):
+        _worker.kill()
+        _worker.wait()
+        _worker.stdin.close()
+        _worker.stdout.close()
+        _worker = None
+        return {"error": "compiling it takes too much time or memory"}
+    return cast(dict[str, str], json.loads(line))

@@ -1,0 +1,146 @@
+"""What sampling keeps of one sequence, and what it does to the logits before a token is drawn.
+
+Counts for penalties, the place in a thinking budget and in a grammar, the text for stop strings: only
+sequences that ask for one of these have a Steering. `steer` looks and changes nothing, for the place after
+any drafted tokens; `accept` alone moves on, by one token that the engine has kept. So speculation may
+ask about several places in a row and throw some away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Ids
+
+import torch
+from torch import Tensor
+
+from ayllu.engine.budget import CLOSE_RANK, Thinking
+from ayllu.engine.penalties import Penalties
+from ayllu.engine.request import SamplingParams, Sequence
+from ayllu.engine.stopping import StopReader
+from ayllu.errors import AylluError, GrammarFailedError, RequestError
+from ayllu.text.tokenizer import Tokenizer
+
+
+class Steering:
+    """`error` is set where the sequence can't go on; no token of it may be used after that."""
+
+    def __init__(
+        self, params: SamplingParams, prompt_ids: list[int], tokenizer: Tokenizer | None, vocab_size: int
+    ) -> None:
+        self.params, self.count = params, 0
+        self.error: AylluError | None = None
+        self.penalties = Penalties(params, prompt_ids) if Penalties.needed(params) else None
+        self.thinking = Thinking.begin(params.thinking) if params.thinking else None
+        stops = () if params.ignore_stop else params.stop_ids
+        self._stops = [i for i in stops if 0 <= i < vocab_size]
+        self._ends, self.matcher, self.reader = self._stops, None, None
+        if params.grammar is not None:
+            from ayllu.engine.grammar import matcher  # here: most requests have none
+
+            tokenizer = _needed(tokenizer, "a grammar")
+            self.matcher = matcher(params.grammar, tokenizer, vocab_size)
+            # Of several stop ids (an end of the turn, an end of a call) the turn's own ends a whole text.
+            self._ends = [i for i in self._stops if i in tokenizer.eos] or self._stops
+        if params.stop_strings:
+            self.reader = StopReader(_needed(tokenizer, "a stop string"), params)
+
+    @classmethod
+    def begin(cls, sequence: Sequence, tokenizer: Tokenizer | None, vocab_size: int) -> Steering | None:
+        """The state of a sequence that needs one. RequestError where its parameters don't fit the model."""
+        params = sequence.params
+        named = [("logit_bias", i) for i, _ in params.logit_bias]
+        if (budget := params.thinking) is not None:
+            named += [("thinking", budget.open_id), ("thinking", budget.close_id)]
+            if budget.open_id == budget.close_id:
+                raise RequestError(f"thinking opens and closes with the same token, {budget.open_id}")
+        for name, token in named:
+            if token >= vocab_size:
+                raise RequestError(f"{name} names token {token}, the vocabulary ends at {vocab_size - 1}")
+        steered = params.min_tokens or params.grammar or params.thinking or params.stop_strings
+        if not steered and not Penalties.needed(params):
+            return None
+        return cls(params, sequence.prompt_ids, tokenizer, vocab_size)
+
+    def steer(self, logits_V: Tensor, drafts: Ids[int] = ()) -> int | None:
+        """Change one row of logits in place -> the token that has to come, if one has to."""
+        thinking, answer = self.thinking, list[int]()
+        for token in drafts:
+            if thinking is None or not thinking.belongs(token):
+                answer.append(token)
+            thinking = thinking.after(token) if thinking is not None else None
+        if thinking is not None:
+            forced = thinking.forced
+            if forced is None and thinking.closing:
+                close = thinking.budget.close_id
+                likely = int((logits_V > logits_V[close]).sum()) < CLOSE_RANK
+                forced = close if likely else None
+            if forced is not None:
+                return forced
+        if self.penalties is not None:
+            self.penalties.apply(logits_V, drafts)
+        short = self.count + len(drafts) < self.params.min_tokens
+        inside = thinking is not None and thinking.inside
+        banned = thinking.banned() if thinking is not None else []
+        if inside and (self.matcher is not None or (thinking is not None and thinking.held)):
+            banned = [*banned, *self._stops]
+        try:
+            if self.matcher is not None and not inside:
+                short = self._keep_to_grammar(logits_V, answer, thinking, short)
+            if short:
+                banned = [*banned, *self._stops]
+            if banned:
+                logits_V[torch.tensor(banned, device=logits_V.device)] = -torch.inf
+            if bool(logits_V.amax() == -torch.inf):
+                raise GrammarFailedError("no token fits what was asked for", fix="loosen the constraints")
+        except AylluError as error:
+            self.error = error
+            logits_V.zero_()  # something that can be drawn from; the engine drops it
+        return None
+
+    def _keep_to_grammar(
+        self, logits_V: Tensor, answer: list[int], thinking: Thinking | None, short: bool
+    ) -> bool:
+        """Forbid what the grammar doesn't let follow -> whether the text must still not end."""
+        assert self.matcher is not None
+        found = self.matcher.allowed(answer)
+        if found is None:
+            return short
+        allowed_V, whole = found
+        if whole:
+            # A text that is whole and can't go on ends, short or not.
+            short = short and bool(allowed_V.any())
+            allowed_V[self._ends] = True
+        if thinking is not None and thinking.may_open:
+            allowed_V[thinking.budget.open_id] = True
+        logits_V.masked_fill_(~torch.from_numpy(allowed_V).to(logits_V.device), -torch.inf)
+        return short
+
+    def accept(self, token: int) -> str | None:
+        """Move on by one token -> "stop" where the sequence ends with it, "error" where it failed."""
+        if self.error is not None:
+            return "error"
+        self.count += 1
+        if self.penalties is not None:
+            self.penalties.add(token)
+        thought = self.thinking is not None and self.thinking.belongs(token)
+        if self.thinking is not None:
+            self.thinking = self.thinking.after(token)
+        if self.matcher is not None and not thought and token not in self._stops:
+            try:
+                self.matcher.consume(token)
+            except AylluError as error:
+                self.error = error
+                return "error"
+            if self.matcher.complete and not self._ends:
+                return "stop"
+        if self.reader is not None:
+            self.reader.push(token)
+            if self.reader.stopped:
+                return "stop"
+        return None
+
+
+def _needed(tokenizer: Tokenizer | None, what: str) -> Tokenizer:
+    if tokenizer is None:
+        raise RequestError(f"{what} needs a tokenizer", fix="open the engine from a model folder")
+    return tokenizer
