@@ -1,4 +1,4 @@
-"""Whole numbers: divisors, multiples, primes, remainders of powers.
+"""Whole numbers: divisors, multiples, primes, divisibility, remainders of powers.
 
 The algorithms are the school's: Euclid for the greatest common divisor (Elements VII, 2), lcm by way
 of gcd, trial division by primes up to the square root, repeated squaring for powers. A division with
@@ -43,6 +43,12 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "{x} mod {y} = ?",
         "Welcher Rest bleibt bei {x} geteilt durch {y}?",
         "{x} ని {y} తో భాగిస్తే శేషం ఎంత?",
+    ),
+    "multiples": (
+        "How many of the numbers from 1 to {x} are divisible by {y}?",
+        "How many multiples of {y} are there from 1 to {x}?",
+        "Wie viele der Zahlen von 1 bis {x} sind durch {y} teilbar?",
+        "1 నుండి {x} వరకు {y} తో భాగించబడే సంఖ్యలు ఎన్ని?",
     ),
     "power": (
         "What is {x}^{y} mod {m}?",
@@ -137,7 +143,7 @@ class NumberTheory:
             lines = lcm_lines(x, y)
         elif data["kind"] == "prime":
             lines = prime_lines(x)
-        elif data["kind"] == "remainder":
+        elif data["kind"] in ("remainder", "multiples"):
             lines = [division(x, y)]
         else:
             lines = power_lines(x, y, data["m"])
@@ -156,7 +162,7 @@ def _numbers(rng: Generator, kind: str, largest: int) -> dict[str, int]:
         return {"x": x, "y": y}
     if kind == "prime":
         return {"x": int(rng.integers(2, min(largest, PRIMES[-1] ** 2) + 1))}
-    if kind == "remainder":
+    if kind in ("remainder", "multiples"):
         return {"x": int(rng.integers(2, largest + 1)), "y": int(rng.integers(2, 13))}
     return {
         "x": int(rng.integers(2, 10)),
@@ -173,4 +179,6 @@ def _solve(data: dict[str, int]) -> int:
         return math.lcm(x, y)
     if data["kind"] == "prime":
         return next((p for p in range(2, x) if x % p == 0), x)
+    if data["kind"] == "multiples":
+        return x // y
     return x % y if data["kind"] == "remainder" else pow(x, y, data["m"])
