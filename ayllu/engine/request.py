@@ -201,7 +201,10 @@ def _check(name: str, good: bool, bounds: str, value: object) -> None:
 
 
 class SamplingState(Protocol):
-    """What sampling keeps of one sequence: counts for penalties, a grammar's place, text for stop strings."""
+    """What sampling keeps of one sequence: counts for penalties, a grammar's place, text for stop strings.
+    `error`: why the sequence can't go on, if it can't."""
+
+    error: Exception | None
 
     def accept(self, token: int) -> str | None:
         """Take the token that was chosen -> the reason if the sequence ends with it."""
@@ -256,9 +259,9 @@ class Sequence:
     cached_tokens: int = 0
     computed: int = 0
     table: list[int] = field(default_factory=list)
+    version: int = 0  # grows when entries of the table are replaced
     hashes: list[bytes] = field(default_factory=list)
     twin: Sequence | None = None  # whose prompt's blocks this one will share
-    drafts: list[int] = field(default_factory=list)  # proposed for the running step
 
     @property
     def finished(self) -> bool:
@@ -269,6 +272,16 @@ class Sequence:
     def length(self) -> int:
         """Tokens so far, the prompt's included."""
         return len(self.prompt_ids) + len(self.token_ids)
+
+    @property
+    def read(self) -> int:
+        """Prompt tokens whose log-probabilities are known (the first has none)."""
+        return max(1, len(self.prompt_logprobs))
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether log-probabilities of prompt tokens are still to come."""
+        return self.params.prompt_logprobs and len(self.prompt_logprobs) < len(self.prompt_ids)
 
     def ids(self, start: int, end: int) -> list[int]:
         """Tokens start to end of the prompt and what was generated."""

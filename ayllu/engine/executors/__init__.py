@@ -1,0 +1,53 @@
+"""Executors: who computes a step. `make_executor` chooses the fastest that can do what is asked."""
+
+from __future__ import annotations
+
+from torch import bfloat16, float32  # not torch itself: a file here has that name
+
+from ayllu import native
+from ayllu.engine.executors.executor import Executor
+from ayllu.engine.executors.native import NativeExecutor
+from ayllu.engine.executors.torch import TorchExecutor
+from ayllu.engine.packed import PackedModel, supports
+from ayllu.errors import RequestError
+from ayllu.model.decoder import Decoder
+
+WEIGHTS = ("auto", "float32", "bfloat16", "int8", "int4")
+_TYPES = {"float32": float32, "bfloat16": bfloat16}
+
+
+def make_executor(
+    model: Decoder | PackedModel, weights: str = "auto", device: str = "cpu", cache: str = "auto"
+) -> Executor:
+    """`weights` auto: float32 on a CPU, bfloat16 elsewhere. `cache`: how keys and values are kept (native).
+
+    Raises RequestError, with the reason, where no executor does what was asked.
+    """
+    if weights not in WEIGHTS:
+        raise RequestError(f"weights = {weights!r} is not one of {', '.join(WEIGHTS)}")
+    if isinstance(model, PackedModel):
+        return NativeExecutor(model, cache=cache)
+    if weights == "auto":
+        weights = "float32" if device == "cpu" else "bfloat16"
+    reason = _why_not_native(model, device)
+    if reason is None:
+        return NativeExecutor(model, weights, cache=cache)
+    if weights not in _TYPES:
+        raise RequestError(
+            f"{weights} weights can't be used here", why=reason, fix="use float32 or bfloat16 weights"
+        )
+    if cache not in ("auto", weights):
+        raise RequestError(
+            f"a cache in {cache} can't be used here", why=reason, fix="leave the cache on auto"
+        )
+    return TorchExecutor(model, _TYPES[weights])
+
+
+def _why_not_native(model: Decoder, device: str) -> str | None:
+    if device != "cpu":
+        return "the native executor computes on the CPU"
+    if native.module() is None:
+        return f"the native extension is not here ({native.describe()})"
+    if unfit := supports(model.config):
+        return f"the native executor doesn't do {unfit}"
+    return None

@@ -1,109 +1,130 @@
-"""The reference executor: any model, any device, plain torch.
+"""The reference executor: any family, any device, plain torch over the paged cache.
 
-Keys and values live in slots: slot i of every layer belongs to the i-th running sequence. Slots are
-kept dense (a freed slot is filled by the last one), so that a decode step works on one slice.
+All tokens of a step pass the matrix products together, whoever they belong to. Only attention knows of
+sequences: those with one new token (decoding) and those with a stretch (prompts, proposals to verify) form
+groups of like size, whose blocks are gathered side by side and padded.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ayllu.engine.batch import BLOCK, Batch
+from ayllu.errors import ResourceError
 from ayllu.model.attention import scaled_attention, visible
-from ayllu.model.config import AttentionSpec, LatentSpec
+from ayllu.model.config import AttentionSpec, LatentSpec, ModelConfig
 from ayllu.model.decoder import Decoder
+from ayllu.model.rope import DEPENDS_ON_LENGTH
 from ayllu.model.weights import cast_matrices
-from ayllu.native import ops
 
 
-class _LayerSlots:
-    """Keys (slots, kv heads, key channels, capacity) and values (slots, kv heads, capacity, value channels)
-    of one layer. Keys lie transposed, as the product with a query wants them. Latent attention stores no
+@dataclass(frozen=True)
+class _Group:
+    """Sequences of like size. `rows_SQ`: their tokens' places in the batch, `real_SQ` False where padded;
+    `tables_SW` their blocks; `positions_SQ` of the tokens; `fresh`: whole texts from position 0."""
+
+    rows_SQ: Tensor
+    real_SQ: Tensor
+    tables_SW: Tensor
+    positions_SQ: Tensor
+    fresh: bool
+
+
+class _LayerCache:
+    """Keys (blocks, BLOCK, kv heads, key channels) and values of one layer. Latent attention stores no
     values: they are the first channels of its keys."""
 
     def __init__(self, spec: AttentionSpec | LatentSpec, dtype: torch.dtype, device: torch.device) -> None:
         self.spec, shape = spec, spec.cache
         self.shared = shape.shared
-        self.k_SGDT = torch.empty(0, shape.kv_heads, shape.key_dim, 0, dtype=dtype, device=device)
-        self.v_SGTE = torch.empty(0, shape.kv_heads, 0, shape.value_dim, dtype=dtype, device=device)
-        self.first = 0  # prefill: slot of the batch's first row
-        self.lengths_B: Tensor | None = None  # decode: tokens stored before this one; None: prefill
-        self.longest = 0
-        # The kernel for decoding knows full causal attention with the usual scale.
-        self.plain = (
-            isinstance(spec, AttentionSpec)
-            and (spec.window, spec.chunk, spec.scale, spec.softcap) == (None,) * 4
-        )
+        self.k_NBGD = torch.zeros(0, BLOCK, shape.kv_heads, shape.key_dim, dtype=dtype, device=device)
+        self.v_NBGE = torch.zeros(0, BLOCK, shape.kv_heads, shape.value_dim, dtype=dtype, device=device)
+        self.slots_T = torch.empty(0)
+        self.groups: list[_Group] = []
+        self.masks: dict[tuple[int, int | None, int | None], Tensor] = {}  # shared by the layers of a step
 
-    def grow(self, slots: int, capacity: int) -> None:
-        """Make room, keeping what is stored."""
-        s, g, d, t = self.k_SGDT.shape
-        e = self.v_SGTE.shape[3]
-        if slots > s or capacity > t:
-            k_SGDT = self.k_SGDT.new_zeros(max(slots, s), g, d, max(capacity, t))
-            v_SGTE = self.v_SGTE.new_zeros(max(slots, s), g, max(capacity, t), e)
-            k_SGDT[:s, :, :, :t], v_SGTE[:s, :, :t] = self.k_SGDT, self.v_SGTE
-            self.k_SGDT, self.v_SGTE = k_SGDT, v_SGTE
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy a slot's first `length` entries over another's."""
-        self.k_SGDT[target, :, :, :length] = self.k_SGDT[source, :, :, :length]
-        self.v_SGTE[target, :, :length] = self.v_SGTE[source, :, :length]
+    def grow(self, blocks: int) -> None:
+        # Zeros: a place that is masked still takes part in the product, and 0 times NaN is NaN.
+        for name in ("k_NBGD", "v_NBGE"):
+            old = getattr(self, name)
+            new = old.new_zeros(blocks, *old.shape[1:])
+            new[: len(old)] = old
+            setattr(self, name, new)
 
     def attend(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGE: Tensor | None) -> Tensor:
-        """Store keys and values; attend causally (prefill) or to the whole slot (decode)."""
-        if self.lengths_B is None:
-            return self._prefill(q_BTHD, k_BTGD, v_BTGE)
-        b, _, h, d = q_BTHD.shape
-        g = k_BTGD.shape[2]
-        if v_BTGE is not None and self.plain and ops.decoding_usable(q_BTHD):
-            q_SHD, k_SGD, v_SGD = (x[:, 0] for x in (q_BTHD, k_BTGD, v_BTGE))
-            y_SHD = ops.decode_attention(q_SHD, k_SGD, v_SGD, self.k_SGDT, self.v_SGTE, self.lengths_B)
-            return y_SHD[:, None]
-        rows = torch.arange(b, device=q_BTHD.device)
-        self.k_SGDT[rows, :, :, self.lengths_B] = k_BTGD[:, 0]
-        k = self.k_SGDT[:b, :, :, : self.longest].flatten(0, 1)
-        if v_BTGE is None:
-            v = k[:, : self.shared].transpose(1, 2)
-        else:
-            self.v_SGTE[rows, :, self.lengths_B] = v_BTGE[:, 0]
-            v = self.v_SGTE[:b, :, : self.longest].flatten(0, 1)
-        # The heads of one key-value head form a small matrix, so that keys are read once.
-        scores_BHT = torch.bmm(q_BTHD.reshape(b * g, h // g, d) * self.spec.score_scale, k).view(b, h, -1)
-        if self.spec.softcap is not None:
-            scores_BHT = self.spec.softcap * torch.tanh(scores_BHT / self.spec.softcap)
-        keys_T = torch.arange(self.longest, device=q_BTHD.device)
-        seen_BT = visible(self.lengths_B[:, None], keys_T, self.spec.window, self.spec.chunk)
-        weights = scores_BHT.masked_fill(~seen_BT[:, None], -torch.inf).softmax(-1).view(b * g, h // g, -1)
-        return torch.bmm(weights, v).view(b, 1, h, -1)
+        """See `model.attention.LayerCache`; B is 1, T all tokens of the step."""
+        q_THD, k_TGD = q_BTHD[0], k_BTGD[0]
+        self.k_NBGD.view(-1, *k_TGD.shape[1:])[self.slots_T] = k_TGD
+        if v_BTGE is not None:
+            self.v_NBGE.view(-1, *v_BTGE.shape[2:])[self.slots_T] = v_BTGE[0]
+        channels = self.shared or self.v_NBGE.shape[-1]
+        y_THE = q_THD.new_empty(*q_THD.shape[:2], channels)
+        for index, group in enumerate(self.groups):
+            y_SQHE = self._group(index, group, q_THD[group.rows_SQ])
+            y_THE[group.rows_SQ[group.real_SQ]] = y_SQHE[group.real_SQ]
+        return y_THE[None]
 
-    def _prefill(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGE: Tensor | None) -> Tensor:
-        b, t = q_BTHD.shape[:2]
-        slots = slice(self.first, self.first + b)
-        self.k_SGDT[slots, :, :, :t] = k_BTGD.permute(0, 2, 3, 1)
-        if v_BTGE is None:
-            v_BTGE = k_BTGD[..., : self.shared]
+    def _group(self, index: int, group: _Group, q_SQHD: Tensor) -> Tensor:
+        spec, (s, q, h, d) = self.spec, q_SQHD.shape
+        k_SKGD = self.k_NBGD[group.tables_SW].flatten(1, 2)
+        if self.shared:
+            v_SKGE = k_SKGD[..., : self.shared]
         else:
-            self.v_SGTE[slots, :, :t] = v_BTGE.transpose(1, 2)
-        mask_B1TT, spec = None, self.spec
-        if spec.window is not None or spec.chunk is not None:
-            index_T = torch.arange(t, device=q_BTHD.device)
-            mask_B1TT = visible(index_T[:, None], index_T, spec.window, spec.chunk)[None, None]
-        return scaled_attention(q_BTHD, k_BTGD, v_BTGE, mask_B1TT, spec.score_scale, spec.softcap)
+            v_SKGE = self.v_NBGE[group.tables_SW].flatten(1, 2)
+        if group.fresh and spec.window is None and spec.chunk is None:
+            k_SQGD, v_SQGE = k_SKGD[:, :q], v_SKGE[:, :q]
+            return scaled_attention(q_SQHD, k_SQGD, v_SQGE, None, spec.score_scale, spec.softcap)
+        mask_S1QK = self._mask(index, group)
+        if q > 1:
+            return scaled_attention(q_SQHD, k_SKGD, v_SKGE, mask_S1QK, spec.score_scale, spec.softcap)
+        # The heads of one key-value head form a small matrix, so that keys are read once.
+        g = k_SKGD.shape[2]
+        q_SGRD = q_SQHD.reshape(s, g, h // g, d) * spec.score_scale
+        scores_SGRK = q_SGRD @ k_SKGD.permute(0, 2, 3, 1)
+        if spec.softcap is not None:
+            scores_SGRK = spec.softcap * torch.tanh(scores_SGRK / spec.softcap)
+        weights_SGRK = scores_SGRK.masked_fill(~mask_S1QK, -torch.inf).softmax(-1)
+        return (weights_SGRK @ v_SKGE.transpose(1, 2)).view(s, 1, h, -1)
+
+    def _mask(self, index: int, group: _Group) -> Tensor:
+        key = (index, self.spec.window, self.spec.chunk)
+        if key not in self.masks:
+            keys_K = torch.arange(group.tables_SW.shape[1] * BLOCK, device=self.k_NBGD.device)
+            seen_SQK = visible(group.positions_SQ[:, :, None], keys_K, self.spec.window, self.spec.chunk)
+            self.masks[key] = seen_SQK[:, None]
+        return self.masks[key]
 
 
 class TorchExecutor:
-    """Prefill and decode over dense slots."""
+    """See `Executor`. Weights of `dtype` are shared with the model; of another, they are copies that
+    `refresh` brings up to date."""
 
-    def __init__(self, model: Decoder, dtype: torch.dtype) -> None:
-        self.source, self.dtype = model, dtype
+    def __init__(self, model: Decoder, dtype: torch.dtype = torch.float32) -> None:
+        self.source, self.model, self.dtype = model, model, dtype
+        self.config: ModelConfig = model.config
         self.device = model.embedding.weight.device
-        self.lengths: list[int] = []  # tokens stored in each slot
-        self.layers = [_LayerSlots(spec, dtype, self.device) for spec in model.config.attentions]
-        self.model = model
+        self.vocab_size = model.config.vocab_size
+        self.name = f"torch: {self.device.type}, {str(dtype).removeprefix('torch.')}"
+        self.layers = [_LayerCache(spec, dtype, self.device) for spec in model.config.attentions]
+        per_token = sum(spec.cache.elements for spec in model.config.attentions)
+        self.block_bytes = BLOCK * per_token * dtype.itemsize
+        self._one_by_one = depends_on_length(model.config)
         self.refresh()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights, the layout of a block and the arithmetic."""
+        digest = hashlib.sha256(f"{self.config}{self.name}{torch.__version__}".encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(memoryview(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        return digest.hexdigest()
 
     def refresh(self) -> None:
         """Take over the weights as they are now (they are shared, unless the type differs)."""
@@ -116,52 +137,106 @@ class TorchExecutor:
             for mine, given in zip(self.model.parameters(), self.source.parameters(), strict=True):
                 mine.copy_(given)
 
-    def prefill(self, prompts: list[list[int]]) -> Tensor:
-        """Give each prompt the next free slot -> logits after its last token, (len(prompts), V)."""
-        longest = max(map(len, prompts))
-        tokens_BT = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            tokens_BT[row, : len(prompt)] = torch.tensor(prompt)
-        first = len(self.lengths)
-        for layer in self.layers:
-            layer.grow(first + len(prompts), _round_up(longest + 1))
-            layer.first, layer.lengths_B = first, None
-        # Rows are padded on the right: causality keeps the padding away from every real token.
-        states_BTC = self._states(tokens_BT.to(self.device), None)
-        self.lengths += [len(p) for p in prompts]
-        last_B = torch.tensor([len(p) - 1 for p in prompts], device=self.device)
-        return self._logits(states_BTC[torch.arange(len(prompts), device=self.device), last_B])
-
-    def decode(self, tokens: list[int]) -> Tensor:
-        """One more token for every slot, in order -> logits (slots, V)."""
-        lengths_B = torch.tensor(self.lengths, device=self.device)
-        longest = max(self.lengths) + 1
-        for layer in self.layers:
-            layer.grow(len(tokens), _round_up(longest))
-            layer.lengths_B, layer.longest = lengths_B, longest
-        tokens_B1 = torch.tensor(tokens, device=self.device)[:, None]
-        states_BTC = self._states(tokens_B1, lengths_B[:, None])
-        self.lengths = [n + 1 for n in self.lengths]
-        return self._logits(states_BTC[:, 0])
-
-    def free(self, slot: int) -> None:
-        """Drop a slot; the last one moves into its place."""
-        last = len(self.lengths) - 1
-        if slot != last:
+    def reserve(self, blocks: int) -> None:
+        """Make room for this many blocks, keeping what is stored. Raises ResourceError."""
+        try:
             for layer in self.layers:
-                layer.move(last, slot, self.lengths[last])
-            self.lengths[slot] = self.lengths[last]
-        self.lengths.pop()
+                if blocks > len(layer.k_NBGD):
+                    layer.grow(blocks)
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            raise ResourceError(
+                f"no memory for a cache of {blocks * self.block_bytes / 1e9:.1f} GB",
+                why=str(error)[:200],
+                fix="give the engine a smaller cache",
+            ) from error
 
     @torch.inference_mode()
-    def _states(self, tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-        return self.model.states(tokens_BT, positions_BT=positions_BT, caches=self.layers, dtype=self.dtype)
+    def step(self, batch: Batch) -> Tensor:
+        """Store the keys and values of all tokens -> logits_LV (float32) of the wanted ones."""
+        if self._one_by_one and batch.sequence_T[0] != batch.sequence_T[-1]:
+            return torch.cat([self.step(part) for part in _parts(batch)])
+        position_T = batch.positions_T.astype(np.int64)
+        slot_T = batch.tables_SW[batch.sequence_T, position_T // BLOCK] * np.int64(BLOCK) + position_T % BLOCK
+        slots_T = torch.from_numpy(slot_T).to(self.device)
+        groups = _groups(batch, self.device)
+        masks: dict[tuple[int, int | None, int | None], Tensor] = {}
+        for layer in self.layers:
+            layer.slots_T, layer.groups, layer.masks = slots_T, groups, masks
+        tokens_BT = torch.from_numpy(batch.tokens_T.astype(np.int64)).to(self.device)[None]
+        positions_BT = torch.from_numpy(position_T).to(self.device)[None]
+        states_BTC = self.model.states(
+            tokens_BT, positions_BT=positions_BT, caches=self.layers, dtype=self.dtype
+        )
+        wanted_L = torch.from_numpy(batch.wanted_L.astype(np.int64)).to(self.device)
+        return self.model.logits(states_BTC[0, wanted_L]).float()
 
-    @torch.inference_mode()
-    def _logits(self, states_BC: Tensor) -> Tensor:
-        return self.model.logits(states_BC).float()
+    def export_block(self, block: int) -> Tensor:
+        """The bytes of a block (uint8, on the CPU)."""
+        parts = [part for layer in self.layers for part in (layer.k_NBGD[block], layer.v_NBGE[block])]
+        return torch.cat([part.cpu().flatten().view(torch.uint8) for part in parts])
+
+    def import_block(self, block: int, data: Tensor) -> None:
+        """Put exported bytes into a block."""
+        start = 0
+        for layer in self.layers:
+            for target in (layer.k_NBGD[block], layer.v_NBGE[block]):
+                size = target.numel() * target.element_size()
+                target.copy_(data[start : start + size].clone().view(self.dtype).view(target.shape))
+                start += size
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a block's content."""
+        for layer in self.layers:
+            layer.k_NBGD[target] = layer.k_NBGD[source]
+            layer.v_NBGE[target] = layer.v_NBGE[source]
 
 
-def _round_up(n: int) -> int:
-    """Capacity in steps of 64, so that growing is rare."""
-    return -(-n // 64) * 64
+def depends_on_length(config: ModelConfig) -> bool:
+    """Whether rotary angles change with the length of the text: then sequences can't share a step, nor
+    blocks of other texts, nor be read in pieces."""
+    scalings = [spec.rope.scaling for spec in config.attentions if spec.rope is not None]
+    return any(scaling is not None and scaling.kind in DEPENDS_ON_LENGTH for scaling in scalings)
+
+
+def _groups(batch: Batch, device: torch.device) -> list[_Group]:
+    """Sequences by the size of their stretch and of their context, so that little is padded."""
+    sequence_T = batch.sequence_T
+    first_S = np.flatnonzero(np.r_[True, sequence_T[1:] != sequence_T[:-1]])
+    count_S = np.diff(np.r_[first_S, len(sequence_T)])
+    start_S = batch.positions_T[first_S].astype(np.int64)
+    blocks_S = (start_S + count_S - 1) // BLOCK + 1
+    # Decoding: contexts within a factor of four of each other. Stretches: both within a factor of two;
+    # whole texts apart, which need no mask.
+    doublings_S = np.ceil(np.log2(blocks_S)).astype(np.int64)
+    stretch_S = np.ceil(np.log2(count_S)).astype(np.int64)
+    fresh_S = (count_S > 1) & (start_S == 0)
+    kind_S = np.where(count_S == 1, doublings_S // 2, 1000 + 100 * stretch_S + doublings_S)
+    kind_S = np.where(fresh_S, 100_000 + stretch_S, kind_S)
+    groups = []
+    for kind in np.unique(kind_S):
+        chosen = np.flatnonzero(kind_S == kind)
+        steps_Q = np.arange(count_S[chosen].max())
+        real_SQ = steps_Q < count_S[chosen, None]
+        steps_SQ = np.minimum(steps_Q, count_S[chosen, None] - 1)  # padding repeats the last token
+        tables_SW = batch.tables_SW[sequence_T[first_S[chosen]], : blocks_S[chosen].max()].astype(np.int64)
+        arrays = (first_S[chosen, None] + steps_SQ, real_SQ, tables_SW, start_S[chosen, None] + steps_SQ)
+        groups.append(_Group(*(torch.from_numpy(a).to(device) for a in arrays), bool(kind >= 100_000)))
+    return groups
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    """The batch's sequences, each as a batch of its own."""
+    border = np.flatnonzero(np.diff(batch.sequence_T)) + 1
+    parts = []
+    for tokens in np.split(np.arange(len(batch.tokens_T)), border):
+        wanted_L = batch.wanted_L[(batch.wanted_L >= tokens[0]) & (batch.wanted_L <= tokens[-1])]
+        parts.append(
+            Batch(
+                batch.tokens_T[tokens],
+                batch.positions_T[tokens],
+                batch.sequence_T[tokens],
+                batch.tables_SW,
+                wanted_L - np.int32(tokens[0]),
+            )
+        )
+    return parts
