@@ -1,0 +1,501 @@
+"""Model-written Python behind a wall: what it may read, write, use and say is bounded by the Linux kernel.
+
+    with Sandbox() as sandbox:
+        outcome = sandbox.run("print(6 * 7)")       # Outcome(stdout="42\\n", exit=0, why_stopped=None, ...)
+        print(sandbox.level())
+
+Checks on the text of the code are no wall (smolagents' CVE-2025-5120 and CVE-2025-9959), so there are none: the
+code may do what it likes, in a process that can't do anything. No sockets of any family, no other processes, no
+file but those of the work folder and (to read) of the standard library, no signals, bounded time, memory,
+threads, descriptors, disk and output. How each wall is built stands in `walls/`.
+
+`level()` says which walls this machine has. Two of them keep files apart, `namespaces` and `landlock`; without
+either of the two, or without one of the others, a Sandbox is refused, unless `allow_unsafe` says otherwise.
+
+Not covered: faults of the kernel itself, what can be learnt from timing, GPUs. Against an attacker rather than
+a model, put a virtual machine round all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+import weakref
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ayllu.errors import InputNotFoundError, RefusedError
+from ayllu.files import make_folder
+from ayllu.tools.walls import folder as folders
+from ayllu.tools.walls.keeper import send
+from ayllu.tools.walls.libraries import closure
+
+WALLS = ("namespaces", "landlock", "seccomp", "privileges", "limits")
+NOBODY = 65534
+MiB = 1 << 20
+WATCH_SECONDS = 0.01  # how often the work folder is measured while code runs
+FLOOD = 64  # times the output limit after which a call is stopped, not only cut
+# Extension modules with no use here: a terminal, a screen, the NIS. Their libraries stay outside.
+LEFT_OUT = ("_tkinter", "readline", "_curses", "_curses_panel", "nis", "_dbm", "_gdbm", "_crypt")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call may use. Bytes, seconds, counts."""
+
+    seconds: float = 10.0  # wall-clock time
+    cpu_seconds: float = 10.0  # of all its threads; whole seconds, at least 1
+    memory: int = 512 * MiB  # address space, the interpreter's 40 MB included
+    threads: int = 16  # there are no other processes at all
+    open_files: int = 64
+    file_bytes: int = 64 * MiB  # one file
+    disk: int = 128 * MiB  # all of the work folder, what was there before included
+    entries: int = 1000  # files and folders in the work folder
+    output: int = 64 * 1024  # bytes kept of stdout, and as many of stderr; more is cut in the middle
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended. `exit` is the exit status, or None when it did not end by itself.
+
+    `why_stopped`: None, or "time", "cpu", "disk", "output", "crash" (a fault of the process, such as a null
+    pointer), "lost" (the sandbox itself broke off). The texts are what it printed, cut to the limit with a mark.
+    """
+
+    stdout: str
+    stderr: str
+    exit: int | None
+    why_stopped: str | None
+    seconds: float
+    cpu_seconds: float = 0.0
+    memory: int = 0  # bytes: peak of its resident pages
+
+    @property
+    def ok(self) -> bool:
+        """Whether the code ran to its end with exit status 0."""
+        return self.exit == 0 and self.why_stopped is None
+
+
+@dataclass(frozen=True)
+class Level:
+    """Which walls stand. `name`: "full", "landlock" or "namespaces" (the other of the two is missing), "none"."""
+
+    name: str
+    walls: tuple[str, ...]
+    missing: dict[str, str] = field(default_factory=dict)  # wall -> the kernel's reason
+    user: int = -1  # the user id under which code runs
+    landlock_abi: int = 0
+
+    @property
+    def safe(self) -> bool:
+        """Whether model-written code may run at this level."""
+        return self.name != "none"
+
+    def __str__(self) -> str:
+        text = f"sandbox level {self.name}: {', '.join(self.walls) or 'no walls'}; as user {self.user}"
+        return text + "".join(f"; no {wall} ({why})" for wall, why in self.missing.items())
+
+
+def _level(walls: dict[str, str], user: int, abi: int) -> Level:
+    standing = tuple(wall for wall in WALLS if not walls[wall])
+    missing = {wall: why for wall, why in walls.items() if why}
+    apart = [wall for wall in ("namespaces", "landlock") if wall in standing]
+    rest = {"seccomp", "privileges", "limits"} <= set(standing)
+    name = "none" if not (apart and rest) else "full" if len(apart) == 2 else apart[0]
+    return Level(name, standing, missing, user, abi)
+
+
+class Tape:
+    """Output of unknown length, of which the beginning and the end are kept."""
+
+    def __init__(self, limit: int) -> None:
+        self.head, self.tail, self.total = bytearray(), bytearray(), 0
+        self.keep_head = limit - limit // 4
+        self.keep_tail = limit // 4
+
+    def write(self, data: bytes) -> None:
+        """Take in more bytes."""
+        self.total += len(data)
+        room = self.keep_head - len(self.head)
+        self.head += data[:room]
+        self.tail += data[room:] if room > 0 else data
+        if len(self.tail) > 4 * self.keep_tail + 65536:
+            del self.tail[: -self.keep_tail]
+
+    def text(self) -> str:
+        """What was kept, with a mark where something is missing. Bytes that are no UTF-8 are replaced."""
+        lost = len(self.tail) - self.keep_tail
+        lost = max(lost, 0) + self.total - len(self.head) - len(self.tail)
+        if not lost:
+            return bytes(self.head + self.tail).decode("utf-8", "replace")
+        tail = self.tail[-self.keep_tail :] if self.keep_tail else b""
+        mark = f"\n…[{lost} bytes of output cut]…\n"
+        return self.head.decode("utf-8", "replace") + mark + bytes(tail).decode("utf-8", "replace")
+
+
+class Sandbox:
+    """A warm interpreter behind walls and a work folder; `run` may be called from several threads.
+
+    `work_folder`: files that the code finds, changes and leaves there; calls take turns. None: every call has
+    an empty folder of its own, which is gone afterwards, and calls run side by side. `packages`: installed
+    packages that may be imported beside the standard library. `without`: walls left out by name (for tests and
+    for machines that lack one). Raises RefusedError where what is left is not safe and `allow_unsafe` is not
+    set, and for a work folder that holds more than work. Under root the code runs as user 65534, who gets the
+    work folder (not the files that lie in it already: those it can read if others may).
+    """
+
+    def __init__(
+        self,
+        work_folder: Path | str | None = None,
+        limits: Limits | None = None,
+        *,
+        packages: Sequence[str] = (),
+        without: Iterable[str] = (),
+        allow_unsafe: bool = False,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.without, self.packages = frozenset(without), tuple(packages)
+        assert self.without <= set(WALLS), f"no such wall: {sorted(self.without - set(WALLS))}"
+        _refuse_elsewhere()
+        self.work_folder = None if work_folder is None else _checked_folder(Path(work_folder))
+        self._private = Path(tempfile.mkdtemp(prefix="ayllu-sandbox-"))
+        self._private.chmod(0o711)  # an ordinary user passes through; what lies inside has rights of its own
+        self._turn, self._sending, self._calls = threading.Lock(), threading.Lock(), 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._close = weakref.finalize(self, _remove, self._private)
+        try:
+            self._start()
+            if not self._level.safe and not allow_unsafe:
+                raise RefusedError(
+                    "code of a model is not run on this machine",
+                    why=f"it would not be kept in: {self._level}",
+                    fix="use a Linux kernel of 5.13 or newer, or a container or virtual machine round the whole "
+                    "program; Sandbox(allow_unsafe=True) runs code that you have read yourself",
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def level(self) -> Level:
+        """What holds on this machine; found out by raising the walls, not by asking for versions."""
+        return self._level
+
+    def run(self, code: str, *, show_value: bool = False) -> Outcome:
+        """Run `code` in a fresh process. `show_value`: a last expression's value is printed too.
+
+        Never raises for what the code does. RefusedError when a wall that stood before doesn't rise: the code
+        is not run then.
+        """
+        if self.work_folder is not None:
+            with self._turn:
+                return self._run_in(self.work_folder, "", code, show_value)
+        with self._sending:
+            self._calls += 1
+            name = str(self._calls)
+        folder = self._private / "work" / name
+        folder.mkdir(mode=0o700)
+        self._hand_over(folder)
+        try:
+            return self._run_in(folder, name, code, show_value)
+        finally:
+            folders.remove(folder)
+
+    def files(self) -> list[tuple[str, int]]:
+        """(path, bytes) of the files in the work folder."""
+        return folders.files(self.work_folder, 2 * self.limits.entries) if self.work_folder else []
+
+    def close(self) -> None:
+        """End the warm interpreter and remove what was private. Running calls are stopped."""
+        if self._process is not None:
+            self._channel.close()
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self._close()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # ---- the warm interpreter
+    def _start(self) -> None:
+        work = self.work_folder or self._private / "work"
+        for path in (self._private / "room", self._private / "work"):
+            path.mkdir(mode=0o711, exist_ok=True)
+        walls = {wall: "switched off by name" if wall in self.without else "" for wall in WALLS}
+        spec = {"room": str(self._private / "room"), "work": str(work), "user": NOBODY, **_reads(self.packages)}
+        hello: dict[str, Any] = {}
+        while "walls" not in hello:
+            hello = self._launch({**spec, "walls": walls})
+            wall = hello.get("error")
+            if wall is not None and (wall not in walls or walls[wall]):
+                raise RefusedError("the sandbox does not start", why=hello["reason"], fix="report this")
+            if wall is not None:
+                walls[wall] = hello["reason"]
+        self._level = _level(hello["walls"], hello["user"], hello["abi"])
+        self._hand_over(work)
+
+    def _launch(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Start the interpreter and hear what it could do."""
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        root = str(Path(__file__).parents[2])
+        start = f"import sys; sys.path.insert(0, {root!r}); from ayllu.tools.walls.keeper import main; main()"
+        python = getattr(sys, "_base_executable", None) or sys.executable
+        environment = {"LANG": "C.UTF-8", "TZ": "UTC", "MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "2"}
+        if libraries := spec.pop("library_path"):
+            environment["LD_LIBRARY_PATH"] = libraries
+        with theirs:
+            self._process = subprocess.Popen(
+                [python, "-I", "-S", "-B", "-X", "utf8", "-c", start, json.dumps({**spec, "channel": theirs.fileno()})],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is the host's business
+                cwd="/",
+            )
+        data = self._channel.recv(1 << 16)
+        if not data:
+            self._process.wait()
+            reason = f"the interpreter {python} ended at once (exit {self._process.returncode})"
+            raise RefusedError("the sandbox does not start", why=reason, fix="report this")
+        return dict(json.loads(data))
+
+    def _hand_over(self, folder: Path) -> None:
+        if os.geteuid() == 0 and self._level.user != 0:
+            os.chown(folder, self._level.user, self._level.user)
+
+    # ---- one call
+    def _run_in(self, folder: Path, name: str, code: str, show_value: bool) -> Outcome:
+        before = folders.names(folder)
+        if why := self._overfull(folder):
+            text = f"the work folder holds more than its limits allow ({why}); remove something first\n"
+            return Outcome("", text, None, "disk", 0.0)
+        request = {"folder": name, "limits": asdict(self.limits), "code": code, "show_value": show_value}
+        started = time.monotonic()
+        control, out, err = self._submit(request)
+        with control:
+            try:
+                tapes, report, why = self._watch(control, out, err, folder, started)
+            finally:
+                os.close(out)
+                os.close(err)
+        if "wall" in report:
+            raise RefusedError(
+                "the code was not run",
+                why=f"a wall of the sandbox did not rise: {report['wall']}: {report['reason']}",
+                fix="run it again; if it stays so, make a new Sandbox, which finds out what this machine has now",
+            )
+        if why is None and self._overfull(folder):
+            why = "disk"
+        if why == "disk":
+            folders.clear(folder, keep=before)
+        status = report.get("status")
+        if why is None and (status is None or status < 0):
+            spent = report.get("cpu", 0.0) >= max(1.0, round(self.limits.cpu_seconds)) - 0.05
+            why = "lost" if status is None else "cpu" if spent else "crash"
+        seconds = time.monotonic() - started
+        texts = [tape.text() for tape in tapes]
+        exit_ = status if why is None else None
+        return Outcome(texts[0], texts[1], exit_, why, seconds, report.get("cpu", 0.0), report.get("memory", 0))
+
+    def _submit(self, request: dict[str, Any]) -> tuple[socket.socket, int, int]:
+        """Hand a request to the warm interpreter, starting it again if it is gone."""
+        for attempt in range(2):
+            ours, theirs = socket.socketpair()
+            (out, out_w), (err, err_w) = os.pipe(), os.pipe()
+            numbers = array("i", [out_w, err_w, theirs.fileno()])
+            try:
+                with self._sending:
+                    self._channel.sendmsg([b"c"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
+                os.set_blocking(out, False)
+                os.set_blocking(err, False)
+                return ours, out, err
+            except OSError:
+                for descriptor in (out, err):
+                    os.close(descriptor)
+                ours.close()
+                if attempt or self._process is None:
+                    raise
+                with self._sending:
+                    self._channel.close()
+                    self._process.kill()
+                    self._process.wait()
+                    self._start()
+            finally:
+                os.close(out_w)
+                os.close(err_w)
+                theirs.close()
+                if ours.fileno() >= 0:
+                    with contextlib.suppress(OSError):
+                        send(ours, request)
+        raise AssertionError("unreachable")
+
+    def _watch(
+        self, control: socket.socket, out: int, err: int, folder: Path, started: float
+    ) -> tuple[tuple[Tape, Tape], dict[str, Any], str | None]:
+        """Read what comes until the keeper reports; stop the call when a limit is passed."""
+        tapes = {out: Tape(self.limits.output), err: Tape(self.limits.output)}
+        waiting = select.poll()
+        for descriptor in (out, err, control.fileno()):
+            waiting.register(descriptor, select.POLLIN)
+        why, deadline, report = None, started + self.limits.seconds, b""
+        measured = started
+        while True:
+            now = time.monotonic()
+            pause = min(WATCH_SECONDS, max(deadline - now, 0.0)) if why is None else 0.5
+            events = waiting.poll(pause * 1000)
+            for descriptor, _ in events:
+                if descriptor == control.fileno():
+                    with contextlib.suppress(ConnectionResetError):
+                        report = control.recv(65536)
+                    _drain(tapes)
+                    parsed = json.loads(report) if report else {}
+                    return (tapes[out], tapes[err]), parsed, why
+                if not _read(descriptor, tapes[descriptor]):
+                    waiting.unregister(descriptor)
+            now = time.monotonic()
+            if why is not None:
+                if now > deadline:
+                    return (tapes[out], tapes[err]), {}, why
+                continue
+            if now >= deadline:
+                why = "time"
+            elif any(tape.total > FLOOD * self.limits.output for tape in tapes.values()):
+                why = "output"
+            elif now - measured >= WATCH_SECONDS:
+                why = "disk" if self._overfull(folder) else None
+                measured = time.monotonic()
+            if why is not None:
+                deadline = now + 5.0
+                with contextlib.suppress(OSError):
+                    control.send(b"k")
+
+    def _overfull(self, folder: Path) -> str:
+        """Why the work folder is over its limits, in words; "" when it isn't."""
+        extent = folders.extent(folder, self.limits.entries)
+        if not extent.whole:
+            return f"more than {self.limits.entries} files and folders, or {folders.DEEPEST} levels"
+        if extent.bytes > self.limits.disk:
+            return f"{extent.bytes:,} bytes, and {self.limits.disk:,} are allowed"
+        return ""
+
+
+def _read(descriptor: int, tape: Tape) -> bool:
+    """Take what is there; False at the end."""
+    try:
+        data = os.read(descriptor, 1 << 16)
+    except BlockingIOError:
+        return True
+    tape.write(data)
+    return bool(data)
+
+
+def _drain(tapes: dict[int, Tape]) -> None:
+    """The rest that lies in the pipes of a process that has ended (at most what a pipe holds)."""
+    for descriptor, tape in tapes.items():
+        for _ in range(64):
+            before = tape.total
+            if not _read(descriptor, tape) or tape.total == before:
+                break
+
+
+@cache
+def _interpreter() -> tuple[Path, tuple[str, ...], tuple[str, ...]]:
+    """The standard library's folder, what in it is hidden, and the shared libraries it needs."""
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    hidden = tuple(str(library / name) for name in ("site-packages", "dist-packages") if (library / name).is_dir())
+    python = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
+    modules = [
+        path for path in (library / "lib-dynload").glob("*.so") if path.name.partition(".")[0] not in LEFT_OUT
+    ]
+    return library, hidden, tuple(map(str, closure([python, *modules])))
+
+
+def _reads(packages: Sequence[str]) -> dict[str, Any]:
+    """What the code may read, as the keeper wants it told."""
+    library, hidden, libraries = _interpreter()
+    readable, listed, path = [str(library), *libraries], list[str](), [str(library), str(library / "lib-dynload")]
+    needed = set(libraries)
+    if (zones := Path("/usr/share/zoneinfo")).is_dir():
+        readable.append(str(zones))
+    for name in packages:
+        for place in _package(name):
+            readable.append(str(place))
+            more = closure(place.rglob("*.so*")) if place.is_dir() else closure([place])
+            inside = [str(found) for found in more if not found.is_relative_to(place.parent)]
+            readable += [found for found in inside if found not in needed]
+            needed.update(inside)
+            if str(place.parent) not in path:
+                path.append(str(place.parent))
+                listed.append(str(place.parent))
+    usual = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
+    odd = {str(Path(name).parent) for name in needed if not name.startswith(usual)}
+    return {
+        "readable": readable,
+        "hidden": hidden,
+        "listed": listed,
+        "path": path,
+        "library_path": ":".join(sorted(odd)),
+    }
+
+
+def _package(name: str) -> list[Path]:
+    """Where an installed package lies: its folder or file, and the folder of its bundled libraries."""
+    found = find_spec(name) if name.isidentifier() else None
+    if found is None or not (found.submodule_search_locations or found.origin):
+        raise InputNotFoundError(
+            f"the package {name!r} is not installed", fix="install it, or leave it out of the sandbox's packages"
+        )
+    place = Path(next(iter(found.submodule_search_locations or ()), None) or str(found.origin)).resolve()
+    bundled = place.parent / f"{name}.libs"
+    return [place, bundled] if bundled.is_dir() else [place]
+
+
+def _checked_folder(folder: Path) -> Path:
+    """The resolved work folder, made if absent; RefusedError where it holds more than work."""
+    make_folder(folder)
+    folder = folder.resolve()
+    library, _, _ = _interpreter()
+    package = Path(__file__).resolve().parents[1]
+    for inside, what in ((Path.home(), "home folder"), (library, "Python"), (package, "program")):
+        if inside.resolve().is_relative_to(folder):
+            raise RefusedError(
+                f"{folder} is not given to model-written code",
+                why=f"it holds your {what}, and code may change and remove everything in its work folder",
+                fix="make an empty folder for it",
+            )
+    return folder
+
+
+def _refuse_elsewhere() -> None:
+    if not sys.platform.startswith("linux"):
+        raise RefusedError(
+            "code of a model is not run on this system",
+            why=f"the walls of the sandbox are the Linux kernel's, and this is {sys.platform}",
+            fix="run Ayllu in a Linux virtual machine or container",
+        )
+
+
+def _remove(private: Path) -> None:
+    with contextlib.suppress(OSError):
+        folders.remove(private / "work")
+    shutil.rmtree(private, ignore_errors=True)
