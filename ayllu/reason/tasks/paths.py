@@ -6,6 +6,7 @@ is new or shorter than before is written. The answer is the path and its length;
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from numpy.random import Generator
@@ -110,7 +111,7 @@ def _fault(path: list[str], data: dict[str, Any]) -> str:
     roads, total = roads_of(data["edges"]), 0
     if not path or path[0] != data["start"] or path[-1] != data["goal"]:
         return "not from the start to the goal"
-    for a, b in zip(path, path[1:], strict=False):
+    for a, b in itertools.pairwise(path):
         if b not in roads.get(a, {}):
             return f"there is no road {a}-{b}"
         total += roads[a][b]

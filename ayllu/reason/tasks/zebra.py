@@ -1,10 +1,9 @@
 """Small zebra puzzles: who lives where, from a few clues (after the puzzle in Life International, 1962).
 
 Three or four houses in a row, three attributes a house, each value once. Clues are drawn from what is
-true until only one arrangement is left, those that are not needed are dropped, and where the steps would be too
-large a few are added again. All arrangements
-(216 or 13,824) are kept as a table, so a clue is a column of truth values and "exactly one solution" is
-a count. The expert derives one place after the other, naming the clues that force it (`3: red 2`; one
+true until only one arrangement is left, those that are not needed are dropped, and where the steps would
+be too large a few are added again. A clue is the set of arrangements (of 216 or 13,824) in which it is
+true, kept as the bits of a number, so "exactly one solution" is a count of bits. The expert derives one place after the other, naming the clues that force it (`3: red 2`; one
 clue if one is enough, else two), so that each line follows from the lines above it and those clues.
 """
 
@@ -12,11 +11,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from ayllu.reason.task import Piece, Problem, Verdict, split_of
 from ayllu.reason.transcript import Kind
@@ -30,6 +29,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "sport": ("tennis", "chess", "golf", "rugby", "judo", "polo", "rowing", "skiing"),
 }
 HOUSES = (3, 4)  # by level
+Step = tuple[tuple[int, ...], int, int]  # the clues that force it, a value, its house
 Clue = tuple[str, int, int]  # kind, and two values (attribute * houses + number) or a value and a place
 WORDS: dict[str, str] = {
     "at": "{a} is in house {n}.",
@@ -40,58 +40,84 @@ WORDS: dict[str, str] = {
     "before": "{a} is somewhere left of {b}.",
     "next": "{a} is next to {b}.",
 }
+_RELATIONS: dict[str, Callable[[int, int], bool]] = {  # of the places of two values, or a place and a house
+    "at": lambda x, y: x == y,
+    "not_at": lambda x, y: x != y,
+    "same": lambda x, y: x == y,
+    "apart": lambda x, y: x != y,
+    "left": lambda x, y: x + 1 == y,
+    "before": lambda x, y: x < y,
+    "next": lambda x, y: abs(x - y) == 1,
+}
 _CHANCES = (1, 2, 4, 2, 3, 3, 3)
 _HELP = 4  # clues that may be added to a puzzle that can't be derived yet
 
 
 @functools.cache
-def arrangements(houses: int) -> NDArray[np.int8]:
-    """places_AV: for each arrangement and each value (3 attributes * houses) the house, from 0."""
+def arrangements(houses: int) -> tuple[tuple[int, ...], ...]:
+    """All of them: for each value (3 attributes * houses) its house, from 0."""
     one = list(itertools.permutations(range(houses)))
-    rows = [sum(three, ()) for three in itertools.product(one, repeat=3)]
-    return np.array(rows, np.int8)
+    return tuple(x + y + z for x, y, z in itertools.product(one, repeat=3))
 
 
-def holds(clue: Clue, houses: int) -> NDArray[np.bool_]:
-    """For each arrangement whether the clue is true in it."""
-    places, (kind, a, b) = arrangements(houses), clue
-    if kind in ("at", "not_at"):
-        return (places[:, a] == b) == (kind == "at")
-    x, y = places[:, a], places[:, b]
-    if kind in ("same", "apart"):
-        return (x == y) == (kind == "same")
-    if kind == "left":
-        return x + 1 == y
-    return x < y if kind == "before" else abs(x - y) == 1
+@functools.cache
+def placed(houses: int) -> tuple[tuple[int, ...], ...]:
+    """placed[value][house]: the set of arrangements in which the value is there, as the bits of a number."""
+    table = np.array(arrangements(houses), np.int8)
+    return tuple(
+        tuple(int.from_bytes(np.packbits(table[:, v] == h).tobytes(), "big") for h in range(houses))
+        for v in range(3 * houses)
+    )
 
 
-def derive(clues: list[Clue], houses: int) -> list[tuple[tuple[int, ...], int, int]] | None:
-    """The steps (clue numbers, value, house) that fill the table, or None when one or two clues at a time
-    are not enough. A place that follows from the others of its attribute needs no clue."""
-    places = arrangements(houses)
-    truths = np.array([holds(clue, houses) for clue in clues])
+@functools.cache
+def every(houses: int) -> int:
+    """The set of all arrangements."""
+    return functools.reduce(int.__or__, placed(houses)[0])
+
+
+@functools.cache
+def holds(clue: Clue, houses: int) -> int:
+    """The set of arrangements in which the clue is true."""
+    at, (kind, a, b) = placed(houses), clue
+    if kind == "at":
+        return at[a][b]
+    if kind == "not_at":
+        return every(houses) & ~at[a][b]
+    fits = [(x, y) for x in range(houses) for y in range(houses) if _RELATIONS[kind](x, y)]
+    return functools.reduce(int.__or__, (at[a][x] & at[b][y] for x, y in fits))
+
+
+def derive(clues: list[Clue], houses: int) -> list[Step] | None:
+    """The steps that fill the table, or None when one or two clues at a time are not enough. A place
+    that follows from the others of its attribute needs no clue."""
+    truths = [holds(clue, houses) for clue in clues]
     reasons = [(), *((i,) for i in range(len(clues))), *itertools.combinations(range(len(clues)), 2)]
-    known: set[int] = set()
-    steps = []
-    while len(known) < 3 * houses:
-        step = next(filter(None, (_forced(places, truths, why, known) for why in reasons)), None)
+    left, unknown, steps = every(houses), list(range(3 * houses)), list[Step]()
+    while unknown:
+        step = next(filter(None, (_forced(left, truths, why, unknown, houses) for why in reasons)), None)
         if step is None:
             return None
         _, value, house = step
-        known.add(value)
+        unknown.remove(value)
+        left &= placed(houses)[value][house]
         steps.append(step)
-        left = places[:, value] == house  # only what fits the places found so far is looked at again
-        places, truths = places[left], truths[:, left]
     return steps
 
 
 def _forced(
-    places: NDArray[np.int8], truths: NDArray[np.bool_], why: tuple[int, ...], known: set[int]
-) -> tuple[tuple[int, ...], int, int] | None:
+    left: int, truths: list[int], why: tuple[int, ...], unknown: list[int], houses: int
+) -> Step | None:
     """The first unknown value whose house is the same in all arrangements that the clues leave."""
-    rows = places[truths[list(why)].all(0)] if why else places
-    fixed = np.flatnonzero((rows == rows[0]).all(0))
-    return next(((why, int(v), int(rows[0, v])) for v in fixed if int(v) not in known), None)
+    for i in why:
+        left &= truths[i]
+    for value in unknown:
+        for house, there in enumerate(placed(houses)[value]):
+            if left & there:
+                if left & there == left:
+                    return why, value, house
+                break  # some are here, some elsewhere
+    return None
 
 
 class Zebra:
@@ -154,7 +180,7 @@ def _said(clue: Clue, values: list[str]) -> str:
     return text[0].upper() + text[1:]
 
 
-def _puzzle(rng: Generator, houses: int) -> tuple[list[Clue], list[tuple[tuple[int, ...], int, int]]]:
+def _puzzle(rng: Generator, houses: int) -> tuple[list[Clue], list[Step]]:
     """Clues and the steps to the solution. Where small steps don't suffice, further true clues help."""
     places = arrangements(houses)
     while True:
@@ -163,45 +189,31 @@ def _puzzle(rng: Generator, houses: int) -> tuple[list[Clue], list[tuple[tuple[i
         for _ in range(_HELP):
             if (steps := derive(clues, houses)) is not None:
                 return clues, steps
-            clue = _true_clue(rng, truth, houses)
-            clues.insert(int(rng.integers(len(clues) + 1)), clue)
+            clues.insert(int(rng.integers(len(clues) + 1)), _true_clue(rng, truth, houses))
 
 
-def _clues(rng: Generator, truth: NDArray[np.int8], houses: int) -> list[Clue]:
+def _clues(rng: Generator, truth: tuple[int, ...], houses: int) -> list[Clue]:
     """Clues that are true of an arrangement and leave only it; none can be dropped."""
-    left = np.ones(len(arrangements(houses)), bool)
-    clues, seen = list[Clue](), list[NDArray[np.bool_]]()
-    while left.sum() > 1:
+    left, clues = every(houses), list[Clue]()
+    while left.bit_count() > 1:
         clue = _true_clue(rng, truth, houses)
-        table = holds(clue, houses)
-        if (left & table).sum() < left.sum():  # it says something new
-            left &= table
+        if left & holds(clue, houses) != left:  # it says something new
+            left &= holds(clue, houses)
             clues.append(clue)
-            seen.append(table)
-    for i in reversed(range(len(clues))):
-        others = [table for j, table in enumerate(seen) if j != i]
-        if others and np.logical_and.reduce(others).sum() == 1:
-            del clues[i], seen[i]
+    for clue in reversed(clues):
+        others = [holds(other, houses) for other in clues if other != clue]
+        if others and functools.reduce(int.__and__, others).bit_count() == 1:
+            clues.remove(clue)
     return [clues[i] for i in rng.permutation(len(clues))]
 
 
-def _true_clue(rng: Generator, truth: NDArray[np.int8], houses: int) -> Clue:
+def _true_clue(rng: Generator, truth: tuple[int, ...], houses: int) -> Clue:
     chances = np.array(_CHANCES) / sum(_CHANCES)
     while True:
         kind = list(WORDS)[int(rng.choice(len(WORDS), p=chances))]
-        a = int(rng.integers(3 * houses))
-        b = int(rng.integers(houses if kind in ("at", "not_at") else 3 * houses))
-        if kind not in ("at", "not_at") and a // houses == b // houses:
-            continue  # about two values of different attributes: of one they never share a house
-        x, y = int(truth[a]), b if kind in ("at", "not_at") else int(truth[b])
-        true = {
-            "at": x == y,
-            "not_at": x != y,
-            "same": x == y,
-            "apart": x != y,
-            "left": x + 1 == y,
-            "before": x < y,
-            "next": abs(x - y) == 1,
-        }[kind]
-        if true:
+        placing = kind.endswith("at")
+        a, b = int(rng.integers(3 * houses)), int(rng.integers(houses if placing else 3 * houses))
+        if not placing and a // houses == b // houses:
+            continue  # two values of one attribute never share a house: that says little
+        if _RELATIONS[kind](truth[a], b if placing else truth[b]):
             return kind, a, b
