@@ -11,6 +11,7 @@ ends with an error; no token comes out that the mask didn't allow.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import subprocess
@@ -19,6 +20,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
 from collections.abc import Sequence as Ids
 from pathlib import Path
 from typing import cast
@@ -37,7 +39,7 @@ _PATIENCE = 20.0  # seconds by the clock, for a machine that is busy; the worker
 
 
 class Matcher:
-    """A place in a grammar. GrammarFailedError as soon as anything is off, and from then on."""
+    """A place in a grammar. GrammarFailedError as soon as anything is off."""
 
     def __init__(self, inner: LLMatcher, vocabulary: _Pieces) -> None:
         self._inner, self._vocabulary = inner, vocabulary
@@ -48,41 +50,44 @@ class Matcher:
         None where the drafts themselves don't follow the grammar: then nothing after them will be used.
         """
         inner, size = self._inner, self._vocabulary.size
-        taken = inner.try_consume_tokens(list(drafts)) if drafts else 0
-        try:
-            if taken < len(drafts):
-                return None
-            bits = np.frombuffer(inner.compute_bitmask(), np.uint8)
-        finally:
-            if taken and not inner.rollback(taken):
-                self._check()
-        self._check()  # after an error its mask lets the end through
-        allowed = np.unpackbits(bits, bitorder="little")[: size + 1].astype(bool)
+        with self._closed():
+            taken = inner.try_consume_tokens(list(drafts)) if drafts else 0
+            bits = inner.compute_bitmask() if taken == len(drafts) else b""
+            if taken:
+                inner.rollback(taken)
+        if not bits:
+            return None
+        allowed = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[: size + 1].astype(bool)
         allowed_V, ends = allowed[:size].copy(), bool(allowed[size])
         allowed_V[self._vocabulary.textless] = False
         return allowed_V, ends
 
     def consume(self, token: int) -> None:
         """Take a token that was allowed."""
-        if not self._inner.consume_token(token):
-            self._check()
-            raise GrammarFailedError("the answer left its grammar")
-
-    @property
-    def accepting(self) -> bool:
-        """Whether the text so far is whole."""
-        return self._inner.is_accepting()
+        with self._closed():
+            self._inner.consume_token(token)
 
     @property
     def complete(self) -> bool:
         """Whether the text is whole and nothing can follow."""
-        return self._inner.is_stopped() and self._inner.is_accepting()
+        with self._closed():
+            return self._inner.is_stopped() and self._inner.is_accepting()
 
-    def _check(self) -> None:
-        if self._inner.is_error():
+    @contextlib.contextmanager
+    def _closed(self) -> Iterator[None]:
+        """Any failure of the library, told (its mask then lets the end through) or thrown, as our error."""
+        why = ""
+        try:
+            yield
+            why = self._inner.get_error() if self._inner.is_error() else ""
+        except BaseException as error:  # a panic of its Rust code is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            why = str(error) or type(error).__name__
+        if why:
             raise GrammarFailedError(
                 "the answer can't go on in its grammar",
-                why=" ".join(self._inner.get_error().split())[:300],
+                why=" ".join(why.split())[:300],
                 fix="simplify the schema or grammar",
             )
 

@@ -110,6 +110,8 @@ class StopReader:
             if strings.match[node] and self._tokens >= self.min_tokens:
                 self.stopped, self._held = True, ""
                 return sure[: at - strings.match[node]]
+        while node and not strings.next[node]:  # a whole one that didn't stop: only its end may go on
+            node = strings.fail[node]
         self._node = node
         border = len(sure) - strings.depth[node]
         self._held = sure[border:]
