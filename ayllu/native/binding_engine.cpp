@@ -98,19 +98,14 @@ void bind_engine(nb::module_& m) {
         const Matrix w = matrix(packed);
         const size_t stride = w.superblocks() * SUPERBLOCK, groups = stride / GROUP;
         std::vector<float> f32(rows * stride, 0.f), scales(rows * groups);
-        std::vector<uint16_t> bf16(rows * stride);
         std::vector<int8_t> q(rows * stride);
         std::vector<int32_t> sums(rows * groups);
         for (size_t r = 0; r < rows; ++r) {
             for (size_t c = 0; c < w.columns; ++c) f32[r * stride + c] = at<float>(x)[r * w.columns + c];
-            for (size_t c = 0; c < stride; ++c) {
-                const uint32_t u = std::bit_cast<uint32_t>(f32[r * stride + c]);
-                bf16[r * stride + c] = uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
-            }
             k->quantise(f32.data() + r * stride, w.columns, q.data() + r * stride, scales.data() + r * groups,
                         sums.data() + r * groups, w.format == INT4 ? 8 : 128);
         }
-        const Activations a{f32.data(), bf16.data(), q.data(), scales.data(), sums.data(), stride};
+        const Activations a{f32.data(), q.data(), scales.data(), sums.data(), stride};
         k->matmul(w, a, rows, at<float>(y), round_up(w.rows, LANES), false, 0, w.blocks());
         return true;
     });

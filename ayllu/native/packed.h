@@ -10,7 +10,7 @@
 //   bf16  line i holds the columns 2i and 2i+1 of the 16 rows
 //   f32   line i holds column i
 //
-// That is VPDPBUSD's and VDPBF16PS's operand order. Rows are padded to 16 and columns to 64 with zeros, every line
+// That is VPDPBUSD's operand order. Rows are padded to 16 and columns to 64 with zeros, every line
 // lies on a 64-byte border, and the bytes in memory are the bytes on disk.
 #pragma once
 
@@ -48,12 +48,10 @@ struct Matrix {
     size_t bytes() const { return blocks() * block_bytes(); }
 };
 
-// Activations of some rows in the form that a matrix's format multiplies with, rows of `stride` columns (padded).
-// Quantised: q = round(x / scale) in -127..127 per group of 32, and `sums`, the sum of q over each group times -128
+// Activations of some rows of `stride` columns (padded): float32, and for the whole-number formats quantised, q = round(x / scale) in -127..127 per group of 32, and `sums`, the sum of q over each group times -128
 // or -8 (what the weights' offset adds to every product, taken back by starting from it).
 struct Activations {
     const float* f32 = nullptr;
-    const uint16_t* bf16 = nullptr;
     const int8_t* q = nullptr;
     const float* scales = nullptr;
     const int32_t* sums = nullptr;

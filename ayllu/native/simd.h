@@ -8,10 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AMX_INT8__)
-#define LEVEL amx
-#include <immintrin.h>
-#elif defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #define LEVEL avx512
 #include <immintrin.h>
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -48,28 +45,21 @@ SIMD_INLINE Float load_i8(const int8_t* p) {
 SIMD_INLINE Int all_int(int32_t x) { return _mm512_set1_epi32(x); }
 SIMD_INLINE Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
 SIMD_INLINE Line load_line(const uint8_t* p) { return _mm512_loadu_si512(p); }
-SIMD_INLINE void store_line(uint8_t* p, Line x) { _mm512_storeu_si512(p, x); }
 SIMD_INLINE Line low_nibbles(Line x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 SIMD_INLINE Line high_nibbles(Line x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
 // lane i: sum + w[4i..4i+3] . x[0..3]; w unsigned, x signed bytes
+// (One instruction with the broadcast in it; compilers make it two, and these loops are bound by their number.)
 SIMD_INLINE Int dot4(Int sum, Line w, const int8_t* x) {
-    int32_t four;
-    std::memcpy(&four, x, 4);
-    return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
+    struct Four {
+        int8_t bytes[4];
+    };
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const Four*>(x)));
+    return sum;
 }
-// lane i: sum + w[2i] x[0] + w[2i+1] x[1], bfloat16
-SIMD_INLINE Float dot2(Float sum, Line w, const uint16_t* x) {
-    uint32_t two;
-    std::memcpy(&two, x, 4);
-#if defined(__AVX512BF16__)
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w),
-                            reinterpret_cast<__m512bh>(_mm512_set1_epi32(int32_t(two))));
-#else
-    const Float even = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
-    const Float odd = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(int32_t(0xffff0000u))));
-    sum = fma(even, all(std::bit_cast<float>(two << 16)), sum);
-    return fma(odd, all(std::bit_cast<float>(two & 0xffff0000u)), sum);
-#endif
+// A line of 32 bfloat16 numbers: those at even and at odd places.
+SIMD_INLINE Float even_bf16(Line x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+SIMD_INLINE Float odd_bf16(Line x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int32_t(0xffff0000u))));
 }
 
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -109,10 +99,6 @@ SIMD_INLINE Line load_line(const uint8_t* p) {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
 }
-SIMD_INLINE void store_line(uint8_t* p, Line x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.b);
-}
 SIMD_INLINE Line low_nibbles(Line x) {
     const __m256i mask = _mm256_set1_epi8(15);
     return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
@@ -133,16 +119,12 @@ SIMD_INLINE Int dot4(Int sum, Line w, const int8_t* x) {
     const __m256i wide = _mm256_set1_epi32(four);
     return {dot4_half(sum.a, w.a, wide), dot4_half(sum.b, w.b, wide)};
 }
-SIMD_INLINE __m256 dot2_half(__m256 sum, __m256i w, uint32_t two) {
-    const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
-    const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(int32_t(0xffff0000u))));
-    sum = _mm256_fmadd_ps(even, _mm256_set1_ps(std::bit_cast<float>(two << 16)), sum);
-    return _mm256_fmadd_ps(odd, _mm256_set1_ps(std::bit_cast<float>(two & 0xffff0000u)), sum);
+SIMD_INLINE Float even_bf16(Line x) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16))};
 }
-SIMD_INLINE Float dot2(Float sum, Line w, const uint16_t* x) {
-    uint32_t two;
-    std::memcpy(&two, x, 4);
-    return {dot2_half(sum.a, w.a, two), dot2_half(sum.b, w.b, two)};
+SIMD_INLINE Float odd_bf16(Line x) {
+    const __m256i mask = _mm256_set1_epi32(int32_t(0xffff0000u));
+    return {_mm256_castsi256_ps(_mm256_and_si256(x.a, mask)), _mm256_castsi256_ps(_mm256_and_si256(x.b, mask))};
 }
 
 #else  // plain loops, which compilers turn into whatever the machine has (NEON among it)
@@ -182,7 +164,6 @@ SIMD_INLINE Line load_line(const uint8_t* p) {
     std::memcpy(r.v, p, 64);
     return r;
 }
-SIMD_INLINE void store_line(uint8_t* p, Line x) { std::memcpy(p, x.v, 64); }
 SIMD_INLINE Line low_nibbles(Line x) {
     for (auto& b : x.v) b &= 15;
     return x;
@@ -195,13 +176,13 @@ SIMD_INLINE Int dot4(Int sum, Line w, const int8_t* x) {
     LANEWISE(Int, sum.v[i] + int(w.v[4 * i]) * x[0] + int(w.v[4 * i + 1]) * x[1] + int(w.v[4 * i + 2]) * x[2] +
                       int(w.v[4 * i + 3]) * x[3]);
 }
-SIMD_INLINE Float dot2(Float sum, Line w, const uint16_t* x) {
-    uint16_t pairs[32];
-    std::memcpy(pairs, w.v, 64);
-    const float even = std::bit_cast<float>(uint32_t(x[0]) << 16), odd = std::bit_cast<float>(uint32_t(x[1]) << 16);
-    LANEWISE(Float, sum.v[i] + std::bit_cast<float>(uint32_t(pairs[2 * i]) << 16) * even +
-                        std::bit_cast<float>(uint32_t(pairs[2 * i + 1]) << 16) * odd);
+SIMD_INLINE float bf16_at(Line x, int i) {
+    uint16_t value;
+    std::memcpy(&value, x.v + 2 * i, 2);
+    return std::bit_cast<float>(uint32_t(value) << 16);
 }
+SIMD_INLINE Float even_bf16(Line x) { LANEWISE(Float, bf16_at(x, 2 * i)); }
+SIMD_INLINE Float odd_bf16(Line x) { LANEWISE(Float, bf16_at(x, 2 * i + 1)); }
 #undef LANEWISE
 
 #endif

@@ -50,7 +50,6 @@ class Barrier {
 struct Rows {
     size_t stride = 0;
     std::vector<float> f32, scales;
-    std::vector<uint16_t> bf16;
     std::vector<int8_t> q;
     std::vector<int32_t> sums;
 
@@ -58,15 +57,13 @@ struct Rows {
     void resize(size_t rows, size_t columns) {
         stride = std::max(stride, round_up(columns, SUPERBLOCK));
         if (f32.size() >= rows * stride) return;
-        f32.assign(rows * stride, 0.f), bf16.assign(rows * stride, 0), q.assign(rows * stride, 0);
+        f32.assign(rows * stride, 0.f), q.assign(rows * stride, 0);
         scales.assign(rows * stride / GROUP, 0.f), sums.assign(rows * stride / GROUP, 0);
     }
     float* row(size_t r) { return f32.data() + r * stride; }
     // From the float32 row to the form for `format`.
     void convert(const Kernels& k, size_t r, size_t columns, Format format) {
-        if (format == BF16) {
-            for (size_t i = 0; i < stride; ++i) bf16[r * stride + i] = narrow(f32[r * stride + i]);
-        } else if (format != F32) {
+        if (format == INT8 || format == INT4) {
             const size_t g = r * stride / GROUP;
             k.quantise(row(r), columns, q.data() + r * stride, scales.data() + g, sums.data() + g,
                        format == INT8 ? 128 : 8);
@@ -75,15 +72,13 @@ struct Rows {
     void copy_row(size_t to, const Rows& from, size_t r) {
         const size_t groups = stride / GROUP;
         std::copy_n(from.f32.data() + r * stride, stride, f32.data() + to * stride);
-        std::copy_n(from.bf16.data() + r * stride, stride, bf16.data() + to * stride);
         std::copy_n(from.q.data() + r * stride, stride, q.data() + to * stride);
         std::copy_n(from.scales.data() + r * groups, groups, scales.data() + to * groups);
         std::copy_n(from.sums.data() + r * groups, groups, sums.data() + to * groups);
     }
     Activations from(size_t r) const {
         const size_t g = r * stride / GROUP;
-        return {f32.data() + r * stride,  bf16.data() + r * stride, q.data() + r * stride,
-                scales.data() + g,        sums.data() + g,          stride};
+        return {f32.data() + r * stride, q.data() + r * stride, scales.data() + g, sums.data() + g, stride};
     }
 };
 
