@@ -96,6 +96,28 @@ def test_packed_weights_are_the_stored_ones(tmp_path: Path, kind: str, name: str
     source.close()
 
 
+# Mistral and Mixtral are llama.cpp's `llama`, which transformers' reader doesn't turn back into them.
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith(("mistral", "mixtral"))])
+def test_transformers_reads_our_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Names, rows of queries and keys, experts: another reader of GGUF computes the same. It gets the config
+    from us, because it misses some of llama.cpp's keys (the width of a head among them)."""
+    import transformers
+
+    # It asks for accelerate and then doesn't use it.
+    monkeypatch.setattr(transformers.modeling_utils, "is_accelerate_available", lambda *_: True)
+    model = random_model(config_of(name))
+    write_gguf(model, tmp_path / "a.gguf", kind="F16")
+    values = SIZES | MODELS[name]
+    values.pop("architectures")
+    kind = getattr(transformers, MODELS[name]["architectures"][0])
+    judge = kind.from_pretrained(
+        tmp_path, gguf_file="a.gguf", config=kind.config_class(**values), dtype=torch.float32
+    )
+    tokens = torch.randint(0, 131, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert (judge(tokens).logits - logits(model)).abs().max() < 1e-4
+
+
 def test_experts_in_files_of_their_own(tmp_path: Path) -> None:
     """Files of early 2024 have one tensor an expert."""
     model = random_model(config_of("mixtral"))
