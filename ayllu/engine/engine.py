@@ -28,6 +28,7 @@ from ayllu.engine.prefix import PrefixCache
 from ayllu.engine.request import MAX_SEED, Completion, Sampled, SamplingParams, Sequence
 from ayllu.engine.scheduler import Scheduler, Work
 from ayllu.engine.speculate import Proposer, accepted
+from ayllu.engine.stopping import StopReader
 from ayllu.errors import ContextLengthError, EngineFailedError, RequestError
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
@@ -169,8 +170,6 @@ class Engine:
             raise RequestError("the prompt is empty")
         if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
             raise RequestError(f"token ids must be from 0 to {self.vocab_size - 1}")
-        if any(token >= self.vocab_size for token, _ in params.logit_bias):
-            raise RequestError(f"logit_bias: token ids must be from 0 to {self.vocab_size - 1}")
         room = self.context_length - len(prompt_ids)
         if room < 1 or max(params.max_tokens or 0, params.min_tokens) > room:
             asked = max(params.max_tokens or 0, params.min_tokens)
@@ -334,7 +333,10 @@ class Engine:
         ids = [*known.prefix, *known.encode(prompt)] if isinstance(prompt, str) else prompt
         params = SamplingParams(**options)
         sequence = self.submit(ids, replace(params, stop_ids=(*params.stop_ids, *known.eos)))
-        decoder = StreamDecoder(known, continues=bool(known.decode(ids)))
+        continues = bool(known.decode(ids))
+        decoder = (
+            StopReader(known, params) if params.stop_strings else StreamDecoder(known, continues=continues)
+        )
         given = 0
         try:
             while not sequence.finished:

@@ -204,7 +204,10 @@ class SamplingState(Protocol):
     """What sampling keeps of one sequence: counts for penalties, a grammar's place, text for stop strings.
     `error`: why the sequence can't go on, if it can't."""
 
-    error: Exception | None
+    @property
+    def error(self) -> Exception | None:
+        """None while all is well."""
+        ...
 
     def accept(self, token: int) -> str | None:
         """Take the token that was chosen -> the reason if the sequence ends with it."""

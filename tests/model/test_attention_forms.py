@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from paged import Paged
 
 from ayllu.engine.executors.torch import TorchExecutor
 from ayllu.model.attention import Place, attend, scaled_attention
@@ -116,9 +117,25 @@ def test_step_by_step_is_the_whole_text(form):
     with torch.no_grad():
         whole_TV = model(torch.tensor([tokens]))[0]
     assert whole_TV.abs().max() < 3.0 < 10 * whole_TV.std(), "capped, and not flat"
-    executor = TorchExecutor(model, torch.float32)
-    steps = [executor.prefill([tokens[:7]])[0]] + [executor.decode([token])[0] for token in tokens[7:]]
-    assert (torch.stack(steps) - whole_TV[6:]).abs().max() < 2e-5
+    for sizes in ([7, 1], [1], [5, 3], [4, 9, 2], [23]):
+        stepped_TV = Paged(TorchExecutor(model), 1, 23).read(0, tokens, sizes)
+        assert (stepped_TV - whole_TV).abs().max() < 2e-5, sizes
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_texts_of_all_sizes_in_one_step_are_the_same_as_alone(form):
+    """Decoding, prompts from their beginning and stretches after stored tokens side by side."""
+    model = model_of(form)
+    generator = torch.Generator().manual_seed(2)
+    texts = [torch.randint(0, 61, (n,), generator=generator).tolist() for n in (1, 3, 9, 17, 20, 36, 40, 40)]
+    stored = [0, 2, 8, 0, 5, 35, 39, 17]
+    paged = Paged(TorchExecutor(model), len(texts), 40)
+    paged.step({row: text[:n] for row, (text, n) in enumerate(zip(texts, stored, strict=True)) if n})
+    found = paged.step({row: text[n:] for row, (text, n) in enumerate(zip(texts, stored, strict=True))})
+    for row, text in enumerate(texts):
+        with torch.no_grad():
+            alone_TV = model(torch.tensor([text]))[0, stored[row] :]
+        assert (found[row] - alone_TV).abs().max() < 2e-5, row
 
 
 @pytest.mark.parametrize("form", FORMS)

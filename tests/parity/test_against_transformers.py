@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from case import Case
+from paged import Paged
 from table import TABLE
 
 pytest.importorskip("transformers")
@@ -83,11 +84,10 @@ def test_decoding_step_by_step_is_the_full_forward(pair):
     case = pair.case
     tokens = transformers_judge.text(case)[0, : case.longest].tolist()
     start = max(case.shortest, len(tokens) // 3)
-    executor = TorchExecutor(pair.ours, torch.float32)
-    steps = [executor.prefill([tokens[:start]])[0]]
-    steps += [executor.decode([token])[0] for token in tokens[start:]]
+    paged = Paged(TorchExecutor(pair.ours, torch.float32), 1, len(tokens))
+    stepped_TV = paged.read(0, tokens, [start, 1])
     theirs_TV = transformers_judge.logits(pair.judge, torch.tensor([tokens]))[0]
-    assert_close(torch.stack(steps), theirs_TV[start - 1 :])
+    assert_close(stepped_TV[start - 1 :], theirs_TV[start - 1 :])
 
 
 def test_a_batch_of_different_lengths_is_its_rows_alone(pair):
@@ -96,13 +96,13 @@ def test_a_batch_of_different_lengths_is_its_rows_alone(pair):
     longest = tokens_BT.shape[1] - 1
     lengths = (longest, case.shortest, (case.shortest + longest) // 2)
     prompts = [row[:n].tolist() for row, n in zip(tokens_BT, lengths, strict=True)]
-    executor = TorchExecutor(pair.ours, torch.float32)
-    first_BV = executor.prefill(prompts)
-    then_BV = executor.decode([int(row[n]) for row, n in zip(tokens_BT, lengths, strict=True)])
+    paged = Paged(TorchExecutor(pair.ours, torch.float32), 3, longest + 1)
+    first = paged.step(dict(enumerate(prompts)))
+    then = paged.step({i: [int(row[n])] for i, (row, n) in enumerate(zip(tokens_BT, lengths, strict=True))})
     for index, length in enumerate(lengths):
         alone_TV = transformers_judge.logits(pair.judge, tokens_BT[index : index + 1, : length + 1])[0]
-        assert_close(first_BV[index], alone_TV[-2])
-        assert_close(then_BV[index], alone_TV[-1])
+        assert_close(first[index][-1], alone_TV[-2])
+        assert_close(then[index][-1], alone_TV[-1])
 
 
 def test_the_same_files_come_back(pair, tmp_path):

@@ -19,7 +19,11 @@ class Executor(Protocol):
     name: str
     vocab_size: int
     block_bytes: int
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """See above."""
+        ...
 
     def reserve(self, blocks: int) -> None:
         """Make room for this many blocks, keeping what is stored. Raises ResourceError."""

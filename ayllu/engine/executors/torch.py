@@ -220,7 +220,8 @@ def _groups(batch: Batch, device: torch.device) -> list[_Group]:
         steps_SQ = np.minimum(steps_Q, count_S[chosen, None] - 1)  # padding repeats the last token
         tables_SW = batch.tables_SW[sequence_T[first_S[chosen]], : blocks_S[chosen].max()].astype(np.int64)
         arrays = (first_S[chosen, None] + steps_SQ, real_SQ, tables_SW, start_S[chosen, None] + steps_SQ)
-        groups.append(_Group(*(torch.from_numpy(a).to(device) for a in arrays), bool(kind >= 100_000)))
+        rows_SQ, real, tables, positions_SQ = (torch.from_numpy(a).to(device) for a in arrays)
+        groups.append(_Group(rows_SQ, real, tables, positions_SQ, fresh=bool(kind >= 100_000)))
     return groups
 
 
