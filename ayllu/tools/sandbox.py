@@ -209,7 +209,7 @@ class Sandbox:
             name = str(self._calls)
         folder = self._private / "work" / name
         folder.mkdir(mode=0o700)
-        self._hand_over(folder)
+        _hand_over(folder, self._level.user)
         try:
             return self._run_in(folder, name, code, show_value)
         finally:
@@ -241,6 +241,7 @@ class Sandbox:
             path.mkdir(mode=0o711, exist_ok=True)
         walls = {wall: "switched off by name" if wall in self.without else "" for wall in WALLS}
         spec = {"room": str(self._private / "room"), "work": str(work), "user": NOBODY, **_reads(self.packages)}
+        _hand_over(work, NOBODY)
         hello: dict[str, Any] = {}
         while "walls" not in hello:
             hello = self._launch({**spec, "walls": walls})
@@ -250,7 +251,7 @@ class Sandbox:
             if wall is not None:
                 walls[wall] = hello["reason"]
         self._level = _level(hello["walls"], hello["user"], hello["abi"])
-        self._hand_over(work)
+        _hand_over(work, self._level.user)
 
     def _launch(self, spec: dict[str, Any]) -> dict[str, Any]:
         """Start the interpreter and hear what it could do."""
@@ -278,10 +279,6 @@ class Sandbox:
             reason = f"the interpreter {python} ended at once (exit {self._process.returncode})"
             raise RefusedError("the sandbox does not start", why=reason, fix="report this")
         return dict(json.loads(data))
-
-    def _hand_over(self, folder: Path) -> None:
-        if os.geteuid() == 0 and self._level.user != 0:
-            os.chown(folder, self._level.user, self._level.user)
 
     # ---- one call
     def _run_in(self, folder: Path, name: str, code: str, show_value: bool) -> Outcome:
@@ -493,6 +490,11 @@ def _refuse_elsewhere() -> None:
             why=f"the walls of the sandbox are the Linux kernel's, and this is {sys.platform}",
             fix="run Ayllu in a Linux virtual machine or container",
         )
+
+
+def _hand_over(folder: Path, user: int) -> None:
+    if os.geteuid() == 0:
+        os.chown(folder, user, user)
 
 
 def _remove(private: Path) -> None:

@@ -40,6 +40,7 @@ def confine(
     `rules`: what may be opened outside the work folder, which is the current one. WallError when one fails.
     """
     indoors = not walls["namespaces"]
+    work = os.open(".", os.O_PATH | os.O_DIRECTORY)
     for wall in ("privileges", "landlock", "descriptors", "limits", "seccomp"):
         if walls.get(wall):
             continue
@@ -50,7 +51,6 @@ def confine(
                 kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
                 privileges.drop()
             elif wall == "landlock":
-                work = os.open(".", os.O_PATH | os.O_DIRECTORY)
                 landlock.restrict(abi, [*rules, (work, landlock.WORK)])
             elif wall == "descriptors":
                 os.dup2(say, 3)

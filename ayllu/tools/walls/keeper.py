@@ -65,8 +65,8 @@ class Keeper:
             privileges.become(spec["user"])
 
     def _prepare_rules(self, spec: dict[str, Any]) -> None:
-        """Descriptors of what may be read. Folders may be listed; what is in them is opened one by one, so
-        that `hidden` ones (site-packages) are not."""
+        """Descriptors of what may be read. Where no room hides it, site-packages is left out: the folder that
+        it lies in may be listed, and what else is in there is opened piece by piece."""
         self.rules: list[tuple[int, int]] = []
         if self.walls["landlock"]:
             return
@@ -75,7 +75,7 @@ class Keeper:
         except OSError as error:
             self.walls["landlock"] = str(error)
             return
-        hidden = set(spec["hidden"])
+        hidden = set(spec["hidden"]) if self.walls["namespaces"] else set()
         for path in spec["readable"]:
             if not any(name.startswith(path + "/") for name in hidden):
                 self._rule(path, landlock.READ_FILE | landlock.READ_DIR)

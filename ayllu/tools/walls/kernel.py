@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 MACHINE = os.uname().machine
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x0002_0000, 0x0400_0000, 0x0800_0000
@@ -40,8 +41,7 @@ def syscall(name: str, *arguments: Any) -> int:
 
 def prctl(option: int, *values: int) -> int:
     """prctl(2): settings of this process."""
-    padded = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
-    return checked(LIBC.prctl(option, *padded), f"prctl {option}")
+    return checked(LIBC.prctl(option, *(*values, 0, 0, 0, 0)[:4]), "prctl")
 
 
 def unshare(flags: int) -> None:

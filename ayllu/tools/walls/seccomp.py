@@ -132,4 +132,4 @@ def restrict(filter_: bytes) -> None:
     """Install a filter on this (single-threaded) process, for good."""
     prctl(NO_NEW_PRIVS, 1)
     bpf = _Program(len(filter_) // 8, filter_)
-    checked(LIBC.prctl(22, _SET_MODE_FILTER, ctypes.byref(bpf), 0, 0), "seccomp")
+    checked(LIBC.prctl(22, _SET_MODE_FILTER, ctypes.addressof(bpf), 0, 0), "seccomp")
