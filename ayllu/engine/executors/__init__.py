@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from torch import bfloat16, float32  # not torch itself: a file here has that name
+from torch import bfloat16, float32
 
-from ayllu import native
 from ayllu.engine.executors.executor import Executor
 from ayllu.engine.executors.native import NativeExecutor
 from ayllu.engine.executors.torch import TorchExecutor
 from ayllu.engine.packed import PackedModel, supports
 from ayllu.errors import RequestError
 from ayllu.model.decoder import Decoder
+
+# Files of this folder are called torch and native: neither name may mean another module here.
+from ayllu.native import available, describe
 
 WEIGHTS = ("auto", "float32", "bfloat16", "int8", "int4")
 _TYPES = {"float32": float32, "bfloat16": bfloat16}
@@ -46,8 +48,8 @@ def make_executor(
 def _why_not_native(model: Decoder, device: str) -> str | None:
     if device != "cpu":
         return "the native executor computes on the CPU"
-    if native.module() is None:
-        return f"the native extension is not here ({native.describe()})"
+    if not available():
+        return f"the native extension is not here ({describe()})"
     if unfit := supports(model.config):
         return f"the native executor doesn't do {unfit}"
     return None
