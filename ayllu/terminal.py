@@ -164,8 +164,9 @@ def read_prompt(argument: str | None, folder: Path | None = None) -> str:
     if argument not in (None, "-"):
         return str(argument)
     if argument is None and sys.stdin.isatty():
-        if folder is not None and goes_on_with_text(folder):
-            return ""
+        with contextlib.suppress(AylluError):  # what is wrong with the folder is told when it is loaded
+            if folder is not None and goes_on_with_text(folder):
+                return ""
         raise UsageError("there is no prompt", fix='give one, as in: ayllu run MODEL "What is 417 + 385?"')
     try:
         return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")

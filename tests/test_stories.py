@@ -28,7 +28,7 @@ Once upon a time, there was a little boy named Tim. Tim had a red ball and a sma
 to the park to play. Tim threw the ball very far, and the dog ran to get it. But the dog did not come back. \
 Tim was sad and looked behind the big tree. There was the dog, with the ball in its mouth. Tim was happy \
 and gave the dog a big hug. They went home together and had a nice dinner."""
-BITS_PER_BYTE = 1.0  # measured: see the assertion's message when it fails; a model of no knowledge has 8
+BITS_PER_BYTE = 0.70  # 0.6831 measured in float32; a model that knows nothing has 8
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_bits_per_byte_on_a_story(model: torch.nn.Module) -> None:
         logits_BTV = model(tokens_BT[:, :-1]).float()
     nats = torch.nn.functional.cross_entropy(logits_BTV[0], tokens_BT[0, 1:], reduction="sum").item()
     bits = nats / math.log(2) / len(STORY.encode())
-    assert 0.3 < bits < BITS_PER_BYTE, f"{bits:.4f} bits per byte"
+    assert 0.6 < bits < BITS_PER_BYTE, f"{bits:.4f} bits per byte"
 
 
 def test_a_seed_makes_a_story_repeatable(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,8 +75,9 @@ def test_a_seed_makes_a_story_repeatable(capsys: pytest.CaptureFixture[str]) -> 
     for _ in range(2):
         with load_talk(STORIES, tools=True, max_tokens=40, temperature=None, seed=3) as talk:
             told.append(one_answer(talk, "")["answer"])
-    assert told[0] == told[1] == capsys.readouterr().out.split("\n")[0] or told[0] == told[1]
+    assert told[0] == told[1]
     assert len(told[0]) > 60 and not told[0].startswith(" ")
+    assert capsys.readouterr().out == 2 * (told[0].rstrip("\n") + "\n")
 
 
 def test_the_command_line(tmp_path: Path) -> None:
