@@ -1,13 +1,15 @@
 """A family of verifiable problems: generator, solver with a visible trace, verifier, levels, splits.
 
 Splits are by construction: a problem's canonical key (the same for 3+5 and 5+3) is hashed, and the
-hash decides for ever whether the problem may be generated for training, development or test.
+hash decides for ever whether the problem may be generated for training, development or test. Families whose
+problems come from templates hold some templates out as well: those make up a fourth split, `templates`,
+and `NewTemplates` turns it into a family of its own that can be examined and never practised.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from numpy.random import Generator
@@ -15,6 +17,7 @@ from numpy.random import Generator
 from ayllu.reason.transcript import Chat, Kind, Transcript
 
 SPLITS = ("train", "dev", "test")
+TEMPLATES = "templates"  # problems of templates that no other split has
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,32 @@ def split_of(key: str) -> str:
     """The split that owns a canonical key: 10 % test, 5 % dev, the rest train."""
     bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") % 100
     return "test" if bucket < 10 else "dev" if bucket < 15 else "train"
+
+
+def held_out(name: str, share: float) -> bool:
+    """Whether a template (or a word, a schema) is kept out of all splits but `templates`."""
+    bucket = int.from_bytes(hashlib.blake2b(b"held out " + name.encode(), digest_size=4).digest(), "big")
+    return bucket < share * 2**32
+
+
+class NewTemplates:
+    """A family's problems of held-out templates, as a family of its own. They are for examination only."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.family, self.levels = task, f"{task.family}_templates", task.levels
+
+    def problem(self, rng: Generator, level: int, split: str) -> Problem:
+        """The same problems whichever held-out split is asked for."""
+        assert split != "train", f"{self.family} is never practised"
+        return replace(self.task.problem(rng, level, TEMPLATES), family=self.family)
+
+    def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
+        """As the family itself."""
+        return self.task.trace(problem, rng)
+
+    def verify(self, problem: Problem, answer: str | None) -> Verdict:
+        """As the family itself."""
+        return self.task.verify(problem, answer)
 
 
 def conversation(chat: Chat, problem: Problem, trace: list[Piece]) -> Transcript:

@@ -3,8 +3,9 @@
 Three or four houses in a row, three attributes a house, each value once. Clues are drawn from what is
 true until only one arrangement is left, those that are not needed are dropped, and where the steps would
 be too large a few are added again. A clue is the set of arrangements (of 216 or 13,824) in which it is
-true, kept as the bits of a number, so "exactly one solution" is a count of bits. The expert derives one place after the other, naming the clues that force it (`3: red 2`; one
-clue if one is enough, else two), so that each line follows from the lines above it and those clues.
+true, kept as the bits of a number, so "exactly one solution" is a count of bits. The expert derives one
+place after the other, naming the clues that force it (`3: red 2`; one clue if one is enough, else two), so
+that each line follows from the lines above it and those clues.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def _clues(rng: Generator, truth: tuple[int, ...], houses: int) -> list[Clue]:
         if left & holds(clue, houses) != left:  # it says something new
             left &= holds(clue, houses)
             clues.append(clue)
-    for clue in reversed(clues):
+    for clue in clues[::-1]:
         others = [holds(other, houses) for other in clues if other != clue]
         if others and functools.reduce(int.__and__, others).bit_count() == 1:
             clues.remove(clue)
