@@ -48,7 +48,9 @@ def python_tool(sandbox: Sandbox) -> Tool:
         "of its last line.",
         parameters={
             "type": "object",
-            "properties": {"code": {"type": "string", "maxLength": MAX_CODE, "description": "such as sum(range(10))"}},
+            "properties": {
+                "code": {"type": "string", "maxLength": MAX_CODE, "description": "such as sum(range(10))"}
+            },
             "required": ["code"],
         },
         run=lambda arguments: run_python(sandbox, arguments),

@@ -240,7 +240,12 @@ class Sandbox:
         for path in (self._private / "room", self._private / "work"):
             path.mkdir(mode=0o711, exist_ok=True)
         walls = {wall: "switched off by name" if wall in self.without else "" for wall in WALLS}
-        spec = {"room": str(self._private / "room"), "work": str(work), "user": NOBODY, **_reads(self.packages)}
+        spec = {
+            "room": str(self._private / "room"),
+            "work": str(work),
+            "user": NOBODY,
+            **_reads(self.packages),
+        }
         _hand_over(work, NOBODY)
         hello: dict[str, Any] = {}
         while "walls" not in hello:
@@ -264,7 +269,17 @@ class Sandbox:
             environment["LD_LIBRARY_PATH"] = libraries
         with theirs:
             self._process = subprocess.Popen(
-                [python, "-I", "-S", "-B", "-X", "utf8", "-c", start, json.dumps({**spec, "channel": theirs.fileno()})],
+                [
+                    python,
+                    "-I",
+                    "-S",
+                    "-B",
+                    "-X",
+                    "utf8",
+                    "-c",
+                    start,
+                    json.dumps({**spec, "channel": theirs.fileno()}),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -312,7 +327,9 @@ class Sandbox:
         seconds = time.monotonic() - started
         texts = [tape.text() for tape in tapes]
         exit_ = status if why is None else None
-        return Outcome(texts[0], texts[1], exit_, why, seconds, report.get("cpu", 0.0), report.get("memory", 0))
+        return Outcome(
+            texts[0], texts[1], exit_, why, seconds, report.get("cpu", 0.0), report.get("memory", 0)
+        )
 
     def _submit(self, request: dict[str, Any]) -> tuple[socket.socket, int, int]:
         """Hand a request to the warm interpreter, starting it again if it is gone."""
@@ -419,7 +436,9 @@ def _drain(tapes: dict[int, Tape]) -> None:
 def _interpreter() -> tuple[Path, tuple[str, ...], tuple[str, ...]]:
     """The standard library's folder, what in it is hidden, and the shared libraries it needs."""
     library = Path(sysconfig.get_path("stdlib")).resolve()
-    hidden = tuple(str(library / name) for name in ("site-packages", "dist-packages") if (library / name).is_dir())
+    hidden = tuple(
+        str(library / name) for name in ("site-packages", "dist-packages") if (library / name).is_dir()
+    )
     python = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
     modules = [
         path for path in (library / "lib-dynload").glob("*.so") if path.name.partition(".")[0] not in LEFT_OUT
@@ -430,7 +449,11 @@ def _interpreter() -> tuple[Path, tuple[str, ...], tuple[str, ...]]:
 def _reads(packages: Sequence[str]) -> dict[str, Any]:
     """What the code may read, as the keeper wants it told."""
     library, hidden, libraries = _interpreter()
-    readable, listed, path = [str(library), *libraries], list[str](), [str(library), str(library / "lib-dynload")]
+    readable, listed, path = (
+        [str(library), *libraries],
+        list[str](),
+        [str(library), str(library / "lib-dynload")],
+    )
     needed = set(libraries)
     if (zones := Path("/usr/share/zoneinfo")).is_dir():
         readable.append(str(zones))
@@ -460,7 +483,8 @@ def _package(name: str) -> list[Path]:
     found = find_spec(name) if name.isidentifier() else None
     if found is None or not (found.submodule_search_locations or found.origin):
         raise InputNotFoundError(
-            f"the package {name!r} is not installed", fix="install it, or leave it out of the sandbox's packages"
+            f"the package {name!r} is not installed",
+            fix="install it, or leave it out of the sandbox's packages",
         )
     place = Path(next(iter(found.submodule_search_locations or ()), None) or str(found.origin)).resolve()
     bundled = place.parent / f"{name}.libs"

@@ -32,7 +32,10 @@ def extent(folder: Path, most: int) -> Extent:
         path, depth = todo.pop()
         if depth > DEEPEST:
             return Extent(total, entries, whole=False)
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(path) as found:
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError),
+            os.scandir(path) as found,
+        ):
             for entry in found:
                 entries += 1
                 if entries > most:

@@ -224,7 +224,9 @@ def main() -> None:
         keeper = Keeper(spec)
         keeper.try_walls()
     except (OSError, WallError) as error:
-        channel.send(json.dumps({"error": getattr(error, "wall", "namespaces"), "reason": str(error)}).encode())
+        channel.send(
+            json.dumps({"error": getattr(error, "wall", "namespaces"), "reason": str(error)}).encode()
+        )
         return
     channel.send(json.dumps({"walls": keeper.walls, "user": os.geteuid(), "abi": keeper.abi}).encode())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are reaped by the kernel

@@ -52,7 +52,5 @@ def unshare(flags: int) -> None:
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     """mount(2)."""
     kind_bytes, data_bytes = kind and kind.encode(), data and data.encode()
-    done = LIBC.mount(
-        os.fsencode(source), os.fsencode(target), kind_bytes, ctypes.c_ulong(flags), data_bytes
-    )
+    done = LIBC.mount(os.fsencode(source), os.fsencode(target), kind_bytes, ctypes.c_ulong(flags), data_bytes)
     checked(done, f"mount {target}")

@@ -23,7 +23,15 @@ def system_folders() -> list[Path]:
     import os
 
     triple = f"{os.uname().machine}-linux-gnu"
-    names = (f"/lib/{triple}", f"/usr/lib/{triple}", "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
+    names = (
+        f"/lib/{triple}",
+        f"/usr/lib/{triple}",
+        "/lib64",
+        "/usr/lib64",
+        "/lib",
+        "/usr/lib",
+        "/usr/local/lib",
+    )
     return [Path(name) for name in names if Path(name).is_dir()]
 
 

@@ -41,7 +41,11 @@ def leave(proc: int) -> None:
 def map_self(proc: int, user: int, group: int) -> None:
     """In a new user namespace: this user is himself, and nobody else exists. `proc`: descriptor of /proc."""
     pid = os.getpid()
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user} {user} 1"),
+        ("gid_map", f"{group} {group} 1"),
+    ):
         handle = os.open(f"{pid}/{name}", os.O_WRONLY, dir_fd=proc)
         os.write(handle, text.encode())
         os.close(handle)

@@ -1,0 +1,182 @@
+"""The sandbox beside its walls: outcomes, limits that are told, work folders, the warm interpreter's life."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ayllu.errors import InputNotFoundError, RefusedError
+from ayllu.tools.sandbox import Limits, Sandbox, Tape
+from ayllu.tools.walls import folder, seccomp
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox() as made:
+        yield made
+
+
+def test_outcome(sandbox):
+    outcome = sandbox.run("import sys\nprint('out')\nprint('err', file=sys.stderr)\nsys.exit(4)")
+    assert (outcome.stdout, outcome.stderr, outcome.exit, outcome.why_stopped) == ("out\n", "err\n", 4, None)
+    assert 0 < outcome.seconds < 60 and outcome.memory > 1 << 20 and not outcome.ok
+
+
+def test_value_is_shown_only_when_asked(sandbox):
+    assert sandbox.run("1 + 1").stdout == ""
+    assert sandbox.run("1 + 1", show_value=True).stdout == "2\n"
+
+
+def test_output_before_a_stop_is_kept():
+    with Sandbox(limits=Limits(seconds=0.5)) as short:
+        outcome = short.run("print('begun')\nwhile True: pass")
+    assert (outcome.stdout, outcome.why_stopped, outcome.exit) == ("begun\n", "time", None)
+
+
+def test_processor_time_is_told():
+    with Sandbox(limits=Limits(seconds=60, cpu_seconds=1)) as short:
+        assert short.run("while True: pass").why_stopped == "cpu"
+
+
+def test_crash_is_told(sandbox):
+    assert sandbox.run("import ctypes; ctypes.string_at(0)").why_stopped == "crash"
+
+
+def test_each_call_begins_anew(sandbox):
+    sandbox.run(
+        "import math, sys, os\nmath.pi = 3\nsys.modules['x'] = 1\nos.environ['A'] = 'b'\nopen('f', 'w')"
+    )
+    code = "import math, sys, os\nprint(math.pi > 3, 'x' in sys.modules, 'A' in os.environ, os.listdir())"
+    assert sandbox.run(code).stdout == "True False False []\n"
+
+
+def test_random_numbers_differ_from_call_to_call(sandbox):
+    assert (
+        sandbox.run("import random; print(random.random())").stdout
+        != sandbox.run("import random; print(random.random())").stdout
+    )
+
+
+def test_calls_side_by_side(sandbox):
+    results: dict[int, str] = {}
+    threads = [
+        threading.Thread(target=lambda n=n: results.update({n: sandbox.run(f"print({n})").stdout}))
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {n: f"{n}\n" for n in range(8)}
+
+
+def test_work_folder_stays(tmp_path):
+    (tmp_path / "given.txt").write_text("given")
+    with Sandbox(tmp_path) as kept:
+        assert (
+            kept.run("print(open('given.txt').read()); open('made.txt', 'w').write('x' * 7)").stdout
+            == "given\n"
+        )
+        assert kept.files() == [("given.txt", 5), ("made.txt", 7)]
+    assert (tmp_path / "made.txt").read_text() == "x" * 7
+
+
+def test_too_much_disk_is_taken_back(tmp_path):
+    (tmp_path / "given.txt").write_text("given")
+    with Sandbox(tmp_path, Limits(disk=4 << 20)) as kept:
+        outcome = kept.run("for n in range(64): open(f'm{n}', 'wb').write(bytes(1 << 20))")
+        assert outcome.why_stopped == "disk" and os.listdir(tmp_path) == ["given.txt"]
+        assert kept.run("print(1)").ok
+        (tmp_path / "large").write_bytes(bytes(5 << 20))
+        assert kept.run("print(1)").why_stopped == "disk"
+
+
+@pytest.mark.parametrize("place", [Path.home(), Path("/"), Path(__file__).parents[2]])
+def test_folders_that_hold_more_than_work_are_refused(place):
+    with pytest.raises(RefusedError, match="not given"):
+        Sandbox(place)
+
+
+def test_unknown_package_is_named():
+    with pytest.raises(InputNotFoundError, match="no_such_package"):
+        Sandbox(packages=["no_such_package"])
+
+
+def test_named_package_is_there_and_others_are_not():
+    with Sandbox(packages=["numpy"], limits=Limits(memory=2 << 30, seconds=60)) as with_numpy:
+        assert with_numpy.run("import numpy; print(numpy.arange(4).sum())").stdout == "6\n"
+        assert "ModuleNotFoundError" in with_numpy.run("import pytest").stderr
+
+
+def test_the_warm_interpreter_comes_back_after_it_was_killed(sandbox):
+    os.kill(sandbox._process.pid, signal.SIGKILL)
+    sandbox._process.wait()
+    assert sandbox.run("print(1)").stdout == "1\n"
+
+
+def test_nothing_is_left_after_close():
+    made = Sandbox()
+    private, pid = made._private, made._process.pid
+    made.run("open('f', 'w').write('x')")
+    made.close()
+    made.close()
+    assert not private.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_call_dies_with_the_host(tmp_path):
+    """The host is killed in the middle of a call: the loop inside must not go on."""
+    import subprocess
+    import sys
+
+    program = (
+        "import os, sys, threading\nfrom ayllu.tools.sandbox import *\n"
+        f"s = Sandbox({str(tmp_path)!r}, Limits(seconds=99, cpu_seconds=99))\n"
+        "threading.Timer(3, lambda: os.kill(os.getpid(), 9)).start()\n"
+        's.run(\'import time\\nwhile True: open("beat", "w").write(str(time.time())); time.sleep(0.02)\')'
+    )
+    subprocess.run([sys.executable, "-c", program], timeout=120)
+    time.sleep(1)
+    beat = (tmp_path / "beat").read_text()
+    time.sleep(1)
+    assert (tmp_path / "beat").read_text() == beat
+
+
+@given(st.lists(st.binary(max_size=300)), st.integers(8, 200))
+@settings(max_examples=60, deadline=None)
+def test_tape_keeps_head_and_tail(pieces, limit):
+    tape = Tape(limit)
+    for piece in pieces:
+        tape.write(piece)
+    whole = b"".join(pieces)
+    assert tape.total == len(whole)
+    if len(whole) <= limit:
+        assert tape.text() == whole.decode("utf-8", "replace")
+    else:
+        assert f"[{len(whole) - limit} bytes of output cut]" in tape.text()
+
+
+def test_emptying_a_deep_folder(tmp_path):
+    here = os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1500):
+            os.mkdir("d" * 50)
+            os.chdir("d" * 50)
+    finally:
+        os.chdir(here)
+    assert not folder.extent(tmp_path, 10_000).whole
+    folder.clear(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_filter_is_well_formed():
+    for indoors in (True, False):
+        lines = seccomp.program(indoors=indoors, threads=indoors)
+        assert len(lines) % 8 == 0 and len(lines) // 8 < 4096
