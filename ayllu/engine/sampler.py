@@ -112,7 +112,7 @@ def _uniform(rows: Rows[Row]) -> Tensor:
 
 # ---- plain rows
 def _plain(logits_BV: Tensor, rows: Rows[Row]) -> list[Sampled]:
-    if ops.decoding_usable(logits_BV):
+    if ops.sampling_usable(logits_BV):
         temperature_B = torch.tensor([_temperature(row) for row in rows], dtype=torch.float32)
         token_B, logprob_B = ops.sample(logits_BV, temperature_B, _uniform(rows))
     else:

@@ -101,15 +101,6 @@ NB_MODULE(_native, m) {
         },
         nb::call_guard<gil_scoped_release>());
     m.def(
-        "decode_attention",
-        [](Address q, Address k_new, Address v_new, Address keys, Address values, Address lengths, Address out,
-           size_t slots, size_t heads, size_t kv_heads, size_t dim, size_t capacity, float scale, bool bf16) {
-            const ayllu::Decode a{slots, heads, kv_heads, dim, capacity, scale, bf16};
-            ayllu::decode_attention(a, at<void>(q), at<void>(k_new), at<void>(v_new), at<void>(keys),
-                                    at<void>(values), at<int64_t>(lengths), at<void>(out));
-        },
-        nb::call_guard<gil_scoped_release>());
-    m.def(
         "sample",
         [](Address logits, Address temperatures, Address uniforms, Address tokens, Address logprobs, size_t rows,
            size_t vocab) {

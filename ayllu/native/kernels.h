@@ -1,4 +1,4 @@
-// The kernels of training.cpp and decoding.cpp. All matrices are row-major and contiguous; uint16_t holds bfloat16.
+// The kernels of training.cpp and sampling.cpp. All matrices are row-major and contiguous; uint16_t holds bfloat16.
 #pragma once
 
 #include <cstddef>
@@ -34,16 +34,6 @@ void split_heads(const Heads& h, const uint16_t* qkv, const float* q_weight, con
 void split_heads_backward(const Heads& h, const uint16_t* dq, const uint16_t* dk, const uint16_t* dv,
                           const uint16_t* qkv, const float* q_weight, const float* k_weight, const float* cosine,
                           const float* sine, const float* scales, uint16_t* d, float* d_weights);
-
-struct Decode {
-    size_t slots, heads, kv_heads, dim, capacity;
-    float scale;
-    bool bf16;  // element type of everything: bfloat16 or float32
-};
-// One new token a slot: q (S,H,D), k_new and v_new (S,G,D) -> out (S,H,D). Keys (S,G,D,capacity) and
-// values (S,G,capacity,D) get the new entries at lengths[slot].
-void decode_attention(const Decode& a, const void* q, const void* k_new, const void* v_new, void* keys, void* values,
-                      const int64_t* lengths, void* out);
 
 // Next tokens from logits (rows, vocab): greedy at temperature 0 (lowest id among equals), else by the
 // inverse of the cumulative distribution at uniforms[row]. logprobs: of the token at temperature 1.

@@ -20,11 +20,11 @@ _pool = -1  # threads that the kernels were told to use
 
 def usable(x: Tensor) -> bool:
     """Whether the kernels apply to a tensor like `x`; also follows torch.set_num_threads."""
-    return x.dtype == torch.bfloat16 and decoding_usable(x)
+    return x.dtype == torch.bfloat16 and sampling_usable(x)
 
 
-def decoding_usable(x: Tensor) -> bool:
-    """Whether the kernels of the decode step apply (they take float32 too)."""
+def sampling_usable(x: Tensor) -> bool:
+    """Whether the sampling kernel applies to logits like `x`."""
     if native.module() is None or x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32):
         return False
     follow_threads()
@@ -246,36 +246,7 @@ def cross_entropy_(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> t
     return losses, entropies
 
 
-# ---- the decode step (no gradients)
-def decode_attention(
-    q_SHD: Tensor, k_SGD: Tensor, v_SGD: Tensor, keys_SGDT: Tensor, values_SGTD: Tensor, lengths_S: Tensor
-) -> Tensor:
-    """Store one new key and value for each slot at lengths_S (int64) and attend to all up to there."""
-    s, h, d = q_SHD.shape
-    g, capacity = keys_SGDT.shape[1], keys_SGDT.shape[3]
-    assert d <= 256 and keys_SGDT.shape[0] >= s and int(lengths_S.max()) < capacity
-    q_SHD, k_SGD, v_SGD = q_SHD.contiguous(), k_SGD.contiguous(), v_SGD.contiguous()
-    out = torch.empty_like(q_SHD)
-    kind = q_SHD.dtype
-    native.module().decode_attention(  # type: ignore[union-attr]
-        _address(q_SHD, kind),
-        _address(k_SGD, kind, s, g, d),
-        _address(v_SGD, kind, s, g, d),
-        _address(keys_SGDT, kind),
-        _address(values_SGTD, kind, keys_SGDT.shape[0], g, capacity, d),
-        _address(lengths_S, torch.int64, s),
-        _address(out, kind),
-        s,
-        h,
-        g,
-        d,
-        capacity,
-        d**-0.5,
-        kind == torch.bfloat16,
-    )
-    return out
-
-
+# ---- sampling
 def sample(logits_BV: Tensor, temperature_B: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens (int64) and their log-probabilities at temperature 1 from float32 logits."""
     b, v = logits_BV.shape

@@ -1,4 +1,4 @@
-"""Decode attention and sampling against plain torch, and the whole without the extension."""
+"""Sampling against plain torch, and the whole without the extension."""
 
 import json
 import os
@@ -12,72 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ayllu import native
-from ayllu.native import ops
 
 if not native.available():
     pytest.skip("the extension is not built here", allow_module_level=True)
 
 seeds = st.integers(0, 2**31)
-
-
-def plain_decode(q_SHD, keys_SGDT, values_SGTD, lengths):
-    """One slot and one head at a time, in float64."""
-    s, h, d = q_SHD.shape
-    group = h // keys_SGDT.shape[1]
-    out = torch.zeros(s, h, d, dtype=torch.float64)
-    for slot in range(s):
-        end = int(lengths[slot]) + 1
-        for head in range(h):
-            k_DT = keys_SGDT[slot, head // group, :, :end].double()
-            v_TD = values_SGTD[slot, head // group, :end].double()
-            out[slot, head] = (q_SHD[slot, head].double() @ k_DT * d**-0.5).softmax(-1) @ v_TD
-    return out
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    seed=seeds,
-    slots=st.integers(1, 9),
-    spare=st.integers(0, 2),
-    kv_heads=st.integers(1, 3),
-    group=st.integers(1, 3),
-    dim=st.sampled_from([2, 7, 16, 32, 64, 130]),
-    capacity=st.integers(1, 150),
-    spread=st.sampled_from([0.1, 1.0, 20.0]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-)
-def test_decode_attention(seed, slots, spare, kv_heads, group, dim, capacity, spread, dtype):
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return (spread * torch.randn(shape, generator=generator)).to(dtype)
-
-    q = normal(slots, kv_heads * group, dim)
-    k, v = normal(slots, kv_heads, dim), normal(slots, kv_heads, dim)
-    keys, values = (
-        normal(slots + spare, kv_heads, dim, capacity),
-        normal(slots + spare, kv_heads, capacity, dim),
-    )
-    lengths = torch.randint(0, capacity, (slots,), generator=generator)
-    wanted_keys, wanted_values = keys.clone(), values.clone()
-    rows = torch.arange(slots)
-    wanted_keys[rows, :, :, lengths], wanted_values[rows, :, lengths] = k, v
-    got = ops.decode_attention(q, k, v, keys, values, lengths)
-    assert torch.equal(keys, wanted_keys) and torch.equal(values, wanted_values), (
-        "one entry a slot is written"
-    )
-    wanted = plain_decode(q, keys, values, lengths)
-    exact = dtype == torch.float32
-    assert (got.double() - wanted).abs().max() <= (2e-4 if exact else 2**-7) * 4 * spread
-
-
-# ---- sampling
-def sampled(logits, temperature, uniform):
-    rows = logits.shape[0]
-    tokens, logprobs = ops.sample(
-        logits, torch.full((rows,), temperature), torch.as_tensor(uniform, dtype=torch.float64)
-    )
-    return tokens, logprobs
 
 
 @settings(deadline=None, max_examples=60)
