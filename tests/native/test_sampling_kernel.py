@@ -19,6 +19,14 @@ if not native.available():
 seeds = st.integers(0, 2**31)
 
 
+def sampled(logits, temperature, uniform):
+    rows = logits.shape[0]
+    tokens, logprobs = ops.sample(
+        logits, torch.full((rows,), temperature), torch.as_tensor(uniform, dtype=torch.float64)
+    )
+    return tokens, logprobs
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     seed=seeds,
@@ -78,12 +86,12 @@ _PROGRAM = """
 import json, sys, torch
 from ayllu import native
 from ayllu.engine.engine import Engine
-from ayllu.model.config import LayerSpec, ModelConfig
+from ayllu.model.config import ModelConfig, dense_layer
 from ayllu.model.decoder import Decoder
 from ayllu.train.optim import Optimizer
 from ayllu.train.step import Batch, train_step
 torch.set_num_threads(1)
-config = ModelConfig(64, 300, (LayerSpec(4, 2, 16, 96),) * 2, 128)
+config = ModelConfig(64, 300, (dense_layer(4, 2, 16, 96),) * 2, 128)
 model = Decoder(config).initialise(1)
 optimizer = Optimizer(model, muon_lr=0.02, adam_lr=0.003)
 g = torch.Generator().manual_seed(0)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ayllu import native
+from ayllu.model.config import RopeSpec
 from ayllu.model.rope import rope_tables, rotate
 from ayllu.native import ops
 
@@ -126,7 +127,7 @@ def test_attention(seed, batch, length, kv_heads, group, half, norms):
     heads, dim = kv_heads * group, 2 * half
     qkv = normal(seed, batch, length, (heads + 2 * kv_heads) * dim)
     weights = [1 + 0.3 * normal(seed + n, dim).float() for n in (1, 2)] if norms else []
-    cos, sin = rope_tables(length, dim, 100.0)
+    cos, sin = (x[0] for x in rope_tables(RopeSpec(dim, 100.0), torch.arange(length)[None]))
     starts = random_starts(seed, batch, length)
     dy = normal(seed + 3, batch, length, heads * dim)
 
@@ -146,7 +147,7 @@ def test_attention(seed, batch, length, kv_heads, group, half, norms):
 
 
 def test_attention_never_crosses_a_document():
-    cos, sin = rope_tables(12, 8, 100.0)
+    cos, sin = (x[0] for x in rope_tables(RopeSpec(8, 100.0), torch.arange(12)[None]))
     starts = torch.tensor([[0] * 5 + [5] * 7], dtype=torch.int32)
     one = normal(0, 1, 12, 24)
     other = one.clone()
