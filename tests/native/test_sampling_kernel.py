@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ayllu import native
+from ayllu.native import ops
 
 if not native.available():
     pytest.skip("the extension is not built here", allow_module_level=True)
@@ -85,6 +86,7 @@ def test_the_ends_of_the_unit_interval(uniform):
 _PROGRAM = """
 import json, sys, torch
 from ayllu import native
+from ayllu.native import ops
 from ayllu.engine.engine import Engine
 from ayllu.model.config import ModelConfig, dense_layer
 from ayllu.model.decoder import Decoder
