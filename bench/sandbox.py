@@ -1,7 +1,8 @@
 """What a call into the sandbox costs. `python bench/sandbox.py`, or with --json.
 
-Cold: a new Sandbox and its first call. Warm: `print(1)` in a Sandbox that is there. Bare: the same program in a
-new interpreter without any wall (`python -I -S -c`). Calls a second: warm calls from as many threads as cores.
+Cold: a new Sandbox and its first call. Warm: `print(1)` in a Sandbox that is there. Bare: the same program
+in a new interpreter without any wall (`python -I -S -c`). Calls a second: warm calls from as many threads as
+cores.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""The tool `python`: a program in, what it printed or the value of its last line out, behind the sandbox's walls.
+"""The tool `python`: a program in, what it printed or the value of its last line out, behind the sandbox's
+walls.
 
     error text   goes back to the model as a result, with the traceback from its own first line on
     files        what a call leaves in the work folder is named, so that the next call can go on with it
     paths        those of this machine's Python are shown as `python/...`: a model has no use for them
 
-Every call is a program of its own. Variables don't live from one call to the next; files do, where the sandbox
-has a work folder.
+Every call is a program of its own. Variables don't live from one call to the next; files do, where the
+sandbox has a work folder.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ STOPPED = {
 
 
 def python_tool(sandbox: Sandbox) -> Tool:
-    """The tool over `sandbox`, whose limits and work folder it uses. RefusedError where that one isn't safe."""
+    """The tool over `sandbox`, whose limits and folder it uses. RefusedError where that one isn't safe."""
     if not sandbox.level().safe:
         raise RefusedError(
             "the tool python is off",
@@ -44,8 +45,8 @@ def python_tool(sandbox: Sandbox) -> Tool:
         )
     return Tool(
         name="python",
-        description="Runs a Python program (standard library only, no network). Gives what it prints, or the value "
-        "of its last line.",
+        description="Runs a Python program (standard library only, no network). Gives what it prints, or "
+        "the value of its last line.",
         parameters={
             "type": "object",
             "properties": {

@@ -4,16 +4,17 @@
         outcome = sandbox.run("print(6 * 7)")       # Outcome(stdout="42\\n", exit=0, why_stopped=None, ...)
         print(sandbox.level())
 
-Checks on the text of the code are no wall (smolagents' CVE-2025-5120 and CVE-2025-9959), so there are none: the
-code may do what it likes, in a process that can't do anything. No sockets of any family, no other processes, no
-file but those of the work folder and (to read) of the standard library, no signals, bounded time, memory,
-threads, descriptors, disk and output. How each wall is built stands in `walls/`.
+Checks on the text of the code are no wall (smolagents' CVE-2025-5120 and CVE-2025-9959), so there are none:
+the code may do what it likes, in a process that can't do anything. No sockets of any family, no other
+processes, no file but those of the work folder and (to read) of the standard library, no signals, bounded
+time, memory, threads, descriptors, disk and output. How each wall is built stands in `walls/`.
 
-`level()` says which walls this machine has. Two of them keep files apart, `namespaces` and `landlock`; without
-either of the two, or without one of the others, a Sandbox is refused, unless `allow_unsafe` says otherwise.
+`level()` says which walls this machine has. Two of them keep files apart, `namespaces` and `landlock`;
+without either of the two, or without one of the others, a Sandbox is refused, unless `allow_unsafe` says
+otherwise.
 
-Not covered: faults of the kernel itself, what can be learnt from timing, GPUs. Against an attacker rather than
-a model, put a virtual machine round all of it.
+Not covered: faults of the kernel itself, what can be learnt from timing, GPUs. Against an attacker rather
+than a model, put a virtual machine round all of it.
 """
 
 from __future__ import annotations
@@ -26,126 +27,27 @@ import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
 import weakref
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ayllu.errors import InputNotFoundError, RefusedError
+from ayllu.errors import RefusedError
 from ayllu.files import make_folder
+from ayllu.tools.outcome import WALLS, Level, Limits, MiB, Outcome, Tape, level_of
 from ayllu.tools.walls import folder as folders
+from ayllu.tools.walls.interpreter import interpreter, reads
 from ayllu.tools.walls.keeper import send
-from ayllu.tools.walls.libraries import closure
 
-WALLS = ("namespaces", "landlock", "seccomp", "privileges", "limits")
+__all__ = ["WALLS", "Level", "Limits", "MiB", "Outcome", "Sandbox", "Tape"]
 NOBODY = 65534
-MiB = 1 << 20
 WATCH_SECONDS = 0.01  # how often the work folder is measured while code runs
 FLOOD = 64  # times the output limit after which a call is stopped, not only cut
-# Extension modules with no use here: a terminal, a screen, the NIS. Their libraries stay outside.
-LEFT_OUT = ("_tkinter", "readline", "_curses", "_curses_panel", "nis", "_dbm", "_gdbm", "_crypt")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one call may use. Bytes, seconds, counts."""
-
-    seconds: float = 10.0  # wall-clock time
-    cpu_seconds: float = 10.0  # of all its threads; whole seconds, at least 1
-    memory: int = 512 * MiB  # address space, the interpreter's 40 MB included
-    threads: int = 16  # there are no other processes at all
-    open_files: int = 64
-    file_bytes: int = 64 * MiB  # one file
-    disk: int = 128 * MiB  # all of the work folder, what was there before included
-    entries: int = 1000  # files and folders in the work folder
-    output: int = 64 * 1024  # bytes kept of stdout, and as many of stderr; more is cut in the middle
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a call ended. `exit` is the exit status, or None when it did not end by itself.
-
-    `why_stopped`: None, or "time", "cpu", "disk", "output", "crash" (a fault of the process, such as a null
-    pointer), "lost" (the sandbox itself broke off). The texts are what it printed, cut to the limit with a mark.
-    """
-
-    stdout: str
-    stderr: str
-    exit: int | None
-    why_stopped: str | None
-    seconds: float
-    cpu_seconds: float = 0.0
-    memory: int = 0  # bytes: peak of its resident pages
-
-    @property
-    def ok(self) -> bool:
-        """Whether the code ran to its end with exit status 0."""
-        return self.exit == 0 and self.why_stopped is None
-
-
-@dataclass(frozen=True)
-class Level:
-    """Which walls stand. `name`: "full", "landlock" or "namespaces" (the other of the two is missing), "none"."""
-
-    name: str
-    walls: tuple[str, ...]
-    missing: dict[str, str] = field(default_factory=dict)  # wall -> the kernel's reason
-    user: int = -1  # the user id under which code runs
-    landlock_abi: int = 0
-
-    @property
-    def safe(self) -> bool:
-        """Whether model-written code may run at this level."""
-        return self.name != "none"
-
-    def __str__(self) -> str:
-        text = f"sandbox level {self.name}: {', '.join(self.walls) or 'no walls'}; as user {self.user}"
-        return text + "".join(f"; no {wall} ({why})" for wall, why in self.missing.items())
-
-
-def _level(walls: dict[str, str], user: int, abi: int) -> Level:
-    standing = tuple(wall for wall in WALLS if not walls[wall])
-    missing = {wall: why for wall, why in walls.items() if why}
-    apart = [wall for wall in ("namespaces", "landlock") if wall in standing]
-    rest = {"seccomp", "privileges", "limits"} <= set(standing)
-    name = "none" if not (apart and rest) else "full" if len(apart) == 2 else apart[0]
-    return Level(name, standing, missing, user, abi)
-
-
-class Tape:
-    """Output of unknown length, of which the beginning and the end are kept."""
-
-    def __init__(self, limit: int) -> None:
-        self.head, self.tail, self.total = bytearray(), bytearray(), 0
-        self.keep_head = limit - limit // 4
-        self.keep_tail = limit // 4
-
-    def write(self, data: bytes) -> None:
-        """Take in more bytes."""
-        self.total += len(data)
-        room = self.keep_head - len(self.head)
-        self.head += data[:room]
-        self.tail += data[room:] if room > 0 else data
-        if len(self.tail) > 4 * self.keep_tail + 65536:
-            del self.tail[: -self.keep_tail]
-
-    def text(self) -> str:
-        """What was kept, with a mark where something is missing. Bytes that are no UTF-8 are replaced."""
-        lost = len(self.tail) - self.keep_tail
-        lost = max(lost, 0) + self.total - len(self.head) - len(self.tail)
-        if not lost:
-            return bytes(self.head + self.tail).decode("utf-8", "replace")
-        tail = self.tail[-self.keep_tail :] if self.keep_tail else b""
-        mark = f"\n…[{lost} bytes of output cut]…\n"
-        return self.head.decode("utf-8", "replace") + mark + bytes(tail).decode("utf-8", "replace")
 
 
 class Sandbox:
@@ -153,10 +55,10 @@ class Sandbox:
 
     `work_folder`: files that the code finds, changes and leaves there; calls take turns. None: every call has
     an empty folder of its own, which is gone afterwards, and calls run side by side. `packages`: installed
-    packages that may be imported beside the standard library. `without`: walls left out by name (for tests and
-    for machines that lack one). Raises RefusedError where what is left is not safe and `allow_unsafe` is not
-    set, and for a work folder that holds more than work. Under root the code runs as user 65534, who gets the
-    work folder (not the files that lie in it already: those it can read if others may).
+    packages that may be imported beside the standard library. `without`: walls left out by name (for tests
+    and for machines that lack one). Raises RefusedError where what is left is not safe and `allow_unsafe` is
+    not set, and for a work folder that holds more than work. Under root the code runs as user 65534, who
+    gets the work folder (not the files that lie in it already: those it can read if others may).
     """
 
     def __init__(
@@ -184,7 +86,7 @@ class Sandbox:
                 raise RefusedError(
                     "code of a model is not run on this machine",
                     why=f"it would not be kept in: {self._level}",
-                    fix="use a Linux kernel of 5.13 or newer, or a container or virtual machine round the whole "
+                    fix="use a Linux kernel of 5.13 or newer, or a virtual machine round the whole "
                     "program; Sandbox(allow_unsafe=True) runs code that you have read yourself",
                 )
         except BaseException:
@@ -244,7 +146,7 @@ class Sandbox:
             "room": str(self._private / "room"),
             "work": str(work),
             "user": NOBODY,
-            **_reads(self.packages),
+            **reads(self.packages),
         }
         _hand_over(work, NOBODY)
         hello: dict[str, Any] = {}
@@ -255,7 +157,7 @@ class Sandbox:
                 raise RefusedError("the sandbox does not start", why=hello["reason"], fix="report this")
             if wall is not None:
                 walls[wall] = hello["reason"]
-        self._level = _level(hello["walls"], hello["user"], hello["abi"])
+        self._level = level_of(hello["walls"], hello["user"], hello["abi"])
         _hand_over(work, self._level.user)
 
     def _launch(self, spec: dict[str, Any]) -> dict[str, Any]:
@@ -314,7 +216,7 @@ class Sandbox:
             raise RefusedError(
                 "the code was not run",
                 why=f"a wall of the sandbox did not rise: {report['wall']}: {report['reason']}",
-                fix="run it again; if it stays so, make a new Sandbox, which finds out what this machine has now",
+                fix="run it again; if it stays so, make a new Sandbox, which looks at the machine anew",
             )
         if why is None and self._overfull(folder):
             why = "disk"
@@ -371,7 +273,8 @@ class Sandbox:
         waiting = select.poll()
         for descriptor in (out, err, control.fileno()):
             waiting.register(descriptor, select.POLLIN)
-        why, deadline, report = None, started + self.limits.seconds, b""
+        why: str | None = None
+        deadline, report = started + self.limits.seconds, b""
         measured = started
         while True:
             now = time.monotonic()
@@ -432,70 +335,11 @@ def _drain(tapes: dict[int, Tape]) -> None:
                 break
 
 
-@cache
-def _interpreter() -> tuple[Path, tuple[str, ...], tuple[str, ...]]:
-    """The standard library's folder, what in it is hidden, and the shared libraries it needs."""
-    library = Path(sysconfig.get_path("stdlib")).resolve()
-    hidden = tuple(
-        str(library / name) for name in ("site-packages", "dist-packages") if (library / name).is_dir()
-    )
-    python = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
-    modules = [
-        path for path in (library / "lib-dynload").glob("*.so") if path.name.partition(".")[0] not in LEFT_OUT
-    ]
-    return library, hidden, tuple(map(str, closure([python, *modules])))
-
-
-def _reads(packages: Sequence[str]) -> dict[str, Any]:
-    """What the code may read, as the keeper wants it told."""
-    library, hidden, libraries = _interpreter()
-    readable, listed, path = (
-        [str(library), *libraries],
-        list[str](),
-        [str(library), str(library / "lib-dynload")],
-    )
-    needed = set(libraries)
-    if (zones := Path("/usr/share/zoneinfo")).is_dir():
-        readable.append(str(zones))
-    for name in packages:
-        for place in _package(name):
-            readable.append(str(place))
-            more = closure(place.rglob("*.so*")) if place.is_dir() else closure([place])
-            inside = [str(found) for found in more if not found.is_relative_to(place.parent)]
-            readable += [found for found in inside if found not in needed]
-            needed.update(inside)
-            if str(place.parent) not in path:
-                path.append(str(place.parent))
-                listed.append(str(place.parent))
-    usual = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
-    odd = {str(Path(name).parent) for name in needed if not name.startswith(usual)}
-    return {
-        "readable": readable,
-        "hidden": hidden,
-        "listed": listed,
-        "path": path,
-        "library_path": ":".join(sorted(odd)),
-    }
-
-
-def _package(name: str) -> list[Path]:
-    """Where an installed package lies: its folder or file, and the folder of its bundled libraries."""
-    found = find_spec(name) if name.isidentifier() else None
-    if found is None or not (found.submodule_search_locations or found.origin):
-        raise InputNotFoundError(
-            f"the package {name!r} is not installed",
-            fix="install it, or leave it out of the sandbox's packages",
-        )
-    place = Path(next(iter(found.submodule_search_locations or ()), None) or str(found.origin)).resolve()
-    bundled = place.parent / f"{name}.libs"
-    return [place, bundled] if bundled.is_dir() else [place]
-
-
 def _checked_folder(folder: Path) -> Path:
     """The resolved work folder, made if absent; RefusedError where it holds more than work."""
     make_folder(folder)
     folder = folder.resolve()
-    library, _, _ = _interpreter()
+    library, _, _ = interpreter()
     package = Path(__file__).resolve().parents[1]
     for inside, what in ((Path.home(), "home folder"), (library, "Python"), (package, "program")):
         if inside.resolve().is_relative_to(folder):

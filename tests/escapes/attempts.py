@@ -5,6 +5,8 @@ Words in capitals are filled in by the world: SECRET (a file with the secret), O
 PORT, UDP, ABSTRACT (listeners), VICTIM (a process id), SHMID, SHMNAME, HOST (the id of the process that holds the sandbox).
 """
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -62,7 +64,11 @@ for _name, _path in {
     "interfaces": "/sys/class/net/lo/address",
     "shared memory": "/dev/shm/SHMNAME",
 }.items():
-    add(f"read {_name}", f"print('ESCAPED', len(open({_path!r}, 'rb').read(4096)))")
+    add(
+        f"read {_name}",
+        f"print('ESCAPED', len(open({_path!r}, 'rb').read(4096)))",
+        control="proc 1" not in _name,
+    )
 for _name, _code in {
     "os.open": "import os; print(os.read(os.open('SECRET', 0), 99))",
     "O_PATH and fd path": "import os; f = os.open('SECRET', os.O_PATH); print(open(f'/proc/self/fd/{f}').read())",
@@ -123,7 +129,7 @@ for _name, _code in {
     "truncate": "import os; os.truncate('OUTSIDE/movable', 1)",
     "mkdir": "import os; os.mkdir('OUTSIDE/made')",
     "unlink": "import os; os.unlink('OUTSIDE/movable')",
-    "rmdir": "import os; os.rmdir('OUTSIDE/folder')",
+    "rmdir": "import os; os.rmdir('OUTSIDE/empty')",
     "rename out": "open('m', 'w').write('x'); import os; os.rename('m', 'OUTSIDE/new')",
     "hard link out": "open('m', 'w').write('x'); import os; os.link('m', 'OUTSIDE/new')",
     "symlink out": "import os; os.symlink('/etc/passwd', 'OUTSIDE/new')",
@@ -178,10 +184,25 @@ for _name, _code in {
     add(f"leave {_name}", _code + "\nimport os\nassert os.stat('m').st_mode & 0o6000" + HIT)
 
 # ---- the network
-for _family in (
-    "AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET AF_VSOCK AF_ALG AF_BLUETOOTH AF_CAN AF_TIPC AF_QIPCRTR AF_KEY "
-    "AF_RDS AF_APPLETALK AF_X25 AF_IPX AF_ROSE"
-).split():
+for _family in [
+    "AF_UNIX",
+    "AF_INET",
+    "AF_INET6",
+    "AF_NETLINK",
+    "AF_PACKET",
+    "AF_VSOCK",
+    "AF_ALG",
+    "AF_BLUETOOTH",
+    "AF_CAN",
+    "AF_TIPC",
+    "AF_QIPCRTR",
+    "AF_KEY",
+    "AF_RDS",
+    "AF_APPLETALK",
+    "AF_X25",
+    "AF_IPX",
+    "AF_ROSE",
+]:
     for _kind in ("SOCK_STREAM", "SOCK_DGRAM", "SOCK_RAW") if _family in ("AF_INET", "AF_INET6") else ("",):
         _use = f"socket.{_kind}" if _kind else "k"
         add(
@@ -291,7 +312,7 @@ for _name, _code in {
     "lock the library": "import fcntl, json; fcntl.flock(open(json.__file__), fcntl.LOCK_EX)" + HIT,
     "directory notices": "import fcntl, os; fcntl.fcntl(os.open('.', 0), 1026, 1)" + HIT,
 }.items():  # fmt: skip
-    add(f"harness: {_name}", _code, control=_name in ("pipe size", "lock the library", "directory notices", "environment in C", "environment block"))  # fmt: skip
+    add(f"harness: {_name}", _code, control=_name in ("pipe size", "lock the library", "directory notices"))  # fmt: skip
 for _name, _code in {
     "pickle bomb as a result": "class R:\n    def __reduce__(self): return (open, ('OUTSIDE/new', 'w'))\nR()",
     "value whose repr escapes": "class R:\n    def __repr__(self): return open('SECRET').read()\nR()",
@@ -308,7 +329,7 @@ for _name, _code in {
     "trace function": "import sys; sys.settrace(lambda *a: print(open('SECRET').read()))\ndef f(): pass\nf()",
     "audit hook": "import sys; sys.addaudithook(lambda *a: None); print(open('SECRET').read())",
     "at exit": "import atexit; atexit.register(lambda: print(open('SECRET').read()))",
-    "destructor": "class D:\n    def __del__(self): print(open('SECRET').read())\nD()",
+    "destructor": "class D:\n    def __del__(self): print(open('SECRET').read())\nx = D(); del x",
     "thread that outlives": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.1), print(open('SECRET').read()))).start()",
     "daemon thread": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(5), open('OUTSIDE/new', 'w')), daemon=True).start()",
     "timer": "import signal, time; signal.signal(14, lambda *a: print(open('SECRET').read())); signal.setitimer(0, 0.01); time.sleep(0.1)",
@@ -331,8 +352,8 @@ for _name, _code in {
     "null pointer": "import ctypes; ctypes.string_at(0)",
 }.items():  # fmt: skip
     _ends = ("crash",) if _name in ("null pointer", "the old 32-bit door") else (None,)
-    _shown = "SECRET" in _code and _name not in ("execveat",) or _name in ("machine code", "LD_PRELOAD")
-    _shown = _shown and not _name.startswith(("exec from", "LD_"))
+    _shown = ("SECRET" in _code and _name not in ("execveat",)) or _name in ("machine code", "LD_PRELOAD")
+    _shown = _shown and _name != "exception hook" and not _name.startswith(("exec from", "LD_"))
     TABLE.append(Attempt(f"trick: {_name}", _code, _shown, _ends))
 
 # ---- limits: nothing is planted here, the judge looks at how the program ended and what is left

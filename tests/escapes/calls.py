@@ -1,4 +1,5 @@
-"""System calls that no program behind the walls may reach: name:x86-64:arm64 (headers of Linux 6.1 to 6.17)."""
+"""System calls that no program behind the walls may reach: name:x86-64:arm64 (headers of Linux 6.1 to
+6.17)."""
 
 FORBIDDEN = """
     shmget:29:194 shmat:30:196 shmctl:31:195 sendfile:40:71 socket:41:198 connect:42:203 accept:43:202

@@ -1,8 +1,9 @@
-"""Model-written code tries to get out of the sandbox: each line of the table, on each wall that must hold alone.
+"""Model-written code tries to get out of the sandbox: each line of the table, on each wall that must hold
+alone.
 
-The same table runs behind all walls, behind Landlock without namespaces, and behind namespaces without Landlock;
-as the current user and, where that is root, as an ordinary user too. A last run without any wall shows that the
-attempts are real: those that can be let succeed do.
+The same table runs behind all walls, behind Landlock without namespaces, and behind namespaces without
+Landlock; as the current user and, where that is root, as an ordinary user too. A last run without any wall
+shows that the attempts are real: those that can be let succeed do.
 """
 
 import json

@@ -1,5 +1,7 @@
 """The sandbox beside its walls: outcomes, limits that are told, work folders, the warm interpreter's life."""
 
+# ruff: noqa: PTH102, PTH109, PTH208
+
 import os
 import signal
 import threading

@@ -1,8 +1,10 @@
 """A work folder as the host sees it: counted, listed and emptied while its content is not to be trusted.
 
-Inside there are only files and folders (no links, no pipes: seccomp refuses their making), but as many, as deep
-and as oddly named as the code liked. Nothing here follows a link or recurses.
+Inside there are only files and folders (no links, no pipes: seccomp refuses their making), but as many, as
+deep and as oddly named as the code liked. Nothing here follows a link or recurses.
 """
+
+# ruff: noqa: PTH104, PTH106, PTH208
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ DEEPEST = 32
 
 @dataclass(frozen=True)
 class Extent:
-    """What a folder takes: bytes on disk, files and folders; `whole` is False where counting stopped early."""
+    """What a folder takes: bytes on disk, files and folders; `whole` is False where counting stopped
+    early."""
 
     bytes: int
     entries: int
@@ -65,7 +68,7 @@ def files(folder: Path, most: int) -> list[tuple[str, int]]:
 
 def names(folder: Path) -> set[str]:
     """The names directly in `folder`."""
-    return set(os.listdir(folder))  # noqa: PTH208
+    return set(os.listdir(folder))
 
 
 def clear(folder: Path, keep: set[str] | None = None) -> None:

@@ -1,8 +1,8 @@
 """The program inside the walls: takes them on one by one, then runs the code and prints what it gave.
 
 Whatever runs here is foreign from the first line of the code on, this module's own functions included. So
-nothing that it says is believed: the only ways out are the bytes that it prints and its exit status, which the
-kernel reports to the keeper. Nothing is ever unpickled.
+nothing that it says is believed: the only ways out are the bytes that it prints and its exit status, which
+the kernel reports to the keeper. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -120,9 +120,11 @@ def _explain(error: BaseException, code: str) -> None:
 
 def _end(status: int) -> NoReturn:
     try:
+        import atexit
         import threading
 
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

@@ -13,8 +13,11 @@ doesn't wait for them and later ones find them there.
     keeper --- control: {"status": ...} or {"wall": ...} --->  host
 """
 
+# ruff: noqa: PTH109, PTH112
+
 from __future__ import annotations
 
+import _socket
 import json
 import os
 import select
@@ -23,13 +26,12 @@ import struct
 import sys
 from typing import Any, NoReturn
 
-import _socket
-
 from ayllu.tools.walls import inmate, kernel, landlock, namespaces, privileges, seccomp
 from ayllu.tools.walls.inmate import WallError
 
-PRELOADED = """traceback linecache threading math random collections itertools functools operator string re
-    datetime decimal fractions statistics heapq bisect copy textwrap dataclasses typing calendar csv io""".split()
+PRELOADED = ["traceback", "linecache", "threading", "math", "random", "collections", "itertools", "functools"]
+PRELOADED += ["operator", "string", "re", "datetime", "decimal", "fractions", "statistics", "heapq", "bisect"]
+PRELOADED += ["copy", "textwrap", "dataclasses", "typing", "calendar", "csv", "io"]
 
 
 class Keeper:
@@ -90,7 +92,7 @@ class Keeper:
             self._rule(path, landlock.READ_FILE | (landlock.WRITE_FILE if path == "/dev/null" else 0))
 
     def _rule(self, path: str, rights: int) -> None:
-        if not os.path.isdir(path):  # noqa: PTH112
+        if not os.path.isdir(path):
             rights &= ~landlock.READ_DIR
         self.rules.append((os.open(path, os.O_PATH), rights))
 

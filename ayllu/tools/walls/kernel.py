@@ -1,10 +1,10 @@
-"""The kernel's doors that Python has no function for, through ctypes. A refusal is an OSError that names it."""
+"""The kernel's doors that Python has no function for, through ctypes. A refusal is an OSError that names
+it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-
 from typing import Any
 
 LIBC = ctypes.CDLL(None, use_errno=True)

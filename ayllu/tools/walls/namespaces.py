@@ -8,6 +8,8 @@ Root builds it as root and becomes an ordinary user afterwards. An ordinary user
 (user_namespaces(7)), where he has the capability for it; not every system allows that.
 """
 
+# ruff: noqa: PTH103, PTH116, PTH120
+
 from __future__ import annotations
 
 import contextlib
@@ -17,7 +19,7 @@ import stat
 from ayllu.tools.walls import kernel
 from ayllu.tools.walls.kernel import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT
 
-WORK = "/work"
+WORK = "/sandbox"  # a name under which no package lies: it would cover it
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _ALONE = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 # statvfs(3) flag -> mount(2) flag: a bind may not drop what its source was mounted with
@@ -59,7 +61,7 @@ def enter(room: str, readable: list[str], hidden: list[str], work: str) -> None:
     for path in readable:
         _bind(path, room + path, MS_RDONLY | MS_NOSUID | MS_NODEV)
         for inside in hidden:  # before anything that lies in them is bound
-            if os.path.dirname(inside) == path:  # noqa: PTH120
+            if os.path.dirname(inside) == path:
                 kernel.mount("tmpfs", room + inside, "tmpfs", flags, "mode=755,size=64k")
     for path in hidden:
         kernel.mount("none", room + path, None, MS_REMOUNT | MS_BIND | MS_RDONLY | flags)
@@ -88,9 +90,9 @@ def private_call(proc: int, folder: str) -> None:
 def _bind(source: str, target: str, flags: int) -> None:
     """Show `source` at `target` with `flags`, and with those that its own mount has."""
     if stat.S_ISDIR(os.stat(source).st_mode):
-        os.makedirs(target, exist_ok=True)  # noqa: PTH103
+        os.makedirs(target, exist_ok=True)
     else:
-        os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
+        os.makedirs(os.path.dirname(target), exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o444))
     kernel.mount(source, target, None, MS_BIND)

@@ -9,7 +9,8 @@ Four kinds of refusal:
   EPERM       the default.
   ENOSYS      where the C library has an older way that can be judged: clone3's flags lie behind a pointer,
               so it goes, and `clone` is judged.
-  a plain 0   chmod and its kin do nothing and say so: `shutil.copy` and `tarfile` need an answer, but modes are
+  a plain 0   chmod and its kin do nothing and say so: `shutil.copy` and `tarfile` need an answer, but modes
+  are
               not for guests to set (a set-user-id file left in the work folder would outlive the sandbox, a
               folder without rights would hide what is in it).
   the end     a call in another processor's convention (32-bit on x86-64), where numbers mean other things.
