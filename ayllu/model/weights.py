@@ -91,12 +91,8 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
     """
     if dtype not in _TYPES and dtype != "auto":
         raise RequestError(f"dtype = {dtype!r} is not one of {', '.join(_TYPES)}, auto")
-    values, source = open_weights(path)
+    config, entries, source = open_checked(path)
     try:
-        family, config = _understood(Path(path), values)
-        source = respelled(source, getattr(family, "SPELLINGS", ()))
-        entries = family.entries(config)
-        _check(Path(path), source.entries, entries, config, family.IGNORED)
         kind = _TYPES.get(dtype) or _stored_type(entries, source.entries)
         model = shell_of(config)
         state = {
@@ -108,15 +104,35 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
             model.stored_types = {p.name: source.entries[p.name].dtype for e in entries for p in e.pieces}
     finally:
         source.close()
+    warn_of_odd(path, odd)
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def open_checked(path: Path | str) -> tuple[ModelConfig, list[Entry], TensorSource]:
+    """The config, which tensors of the file fill which of ours, and the file, when they fit each other. The
+    caller closes the source. Errors: those of `open_weights`, ModelFileDamagedError."""
+    values, source = open_weights(path)
+    try:
+        family, config = _understood(Path(path), values)
+        source = respelled(source, getattr(family, "SPELLINGS", ()))
+        entries = family.entries(config)
+        _check(Path(path), source.entries, entries, config, family.IGNORED)
+    except BaseException:
+        source.close()
+        raise
+    return config, entries, source
+
+
+def warn_of_odd(path: Path | str, odd: list[str]) -> None:
+    """AylluWarning for tensors that hold NaN or infinity."""
     if odd:
         others = f" (and {len(odd) - 1} other tensors)" if len(odd) > 1 else ""
         warnings.warn(
             f"{path}: {odd[0]} holds NaN or infinity{others}; the model's answers may be nonsense",
             AylluWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    model.load_state_dict(state, assign=True)
-    return model.requires_grad_(False).eval()
 
 
 def shell_of(config: ModelConfig) -> Decoder:

@@ -88,6 +88,10 @@ class GGUFSource:
             chunk_RN = raw_RN[rows] if order is None else raw_RN[order[rows]]
             target_RK[rows] = blocks.unpack(kind, chunk_RN).to(target.dtype)
 
+    def kind(self, name: str) -> str:
+        """How a tensor is stored: the kind's name."""
+        return self._tensors[self._places[name].stored].kind.name
+
     def packed(self, name: str) -> tuple[str, Tensor]:
         """The kind's name and the stored blocks, uint8 (rows, bytes of a row), in memory of their own."""
         place = self._places[name]

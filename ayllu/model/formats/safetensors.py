@@ -90,7 +90,7 @@ class SafetensorsFile:
         except OSError as error:
             raise _damaged(path, error.strerror or "it can't be opened") from error
         try:
-            self._places = _read_header(path, self._handle)
+            self._places, self.metadata = _read_header(path, self._handle)
         except BaseException:
             os.close(self._handle)
             raise
@@ -103,6 +103,10 @@ class SafetensorsFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._handle)
+
+    def place(self, name: str) -> int:
+        """Where a tensor's bytes begin in the file."""
+        return self._places[name][1]
 
     def copy_to(self, name: str, target: Tensor) -> None:
         """Fill `target`, of the same shape; contiguous. It may be of another type or on another device."""
@@ -201,8 +205,8 @@ def shard_path(folder: Path, name: str) -> Path:
         raise _damaged(folder / INDEX, f"{_shown(name)} is a link that leaves the folder") from error
 
 
-def _read_header(path: Path, handle: int) -> dict[str, tuple[TensorInfo, int]]:
-    """Name -> shape and type, and where its bytes begin in the file. ModelFileDamagedError."""
+def _read_header(path: Path, handle: int) -> tuple[dict[str, tuple[TensorInfo, int]], dict[str, str]]:
+    """Name -> shape and type, and where its bytes begin in the file; the metadata. ModelFileDamagedError."""
     size = os.fstat(handle).st_size
     if size < 8:
         raise _damaged(path, f"it has {size} bytes")
@@ -235,7 +239,7 @@ def _read_header(path: Path, handle: int) -> dict[str, tuple[TensorInfo, int]]:
         end = past
     if end != room:
         raise _damaged(path, f"its tensors have {end:,} bytes, the file holds {room:,}")
-    return {name: (info, 8 + length + begin) for begin, _, name, info in placed}
+    return {name: (info, 8 + length + begin) for begin, _, name, info in placed}, metadata
 
 
 def _entry(path: Path, name: str, value: Any) -> tuple[int, int, str, TensorInfo]:
