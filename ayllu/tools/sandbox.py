@@ -200,8 +200,8 @@ class Sandbox:
     # ---- one call
     def _run_in(self, folder: Path, name: str, code: str, show_value: bool) -> Outcome:
         before = folders.names(folder)
-        if why := self._overfull(folder):
-            text = f"the work folder holds more than its limits allow ({why}); remove something first\n"
+        if full := self._overfull(folder):
+            text = f"the work folder holds more than its limits allow ({full}); remove something first\n"
             return Outcome("", text, None, "disk", 0.0)
         request = {"folder": name, "limits": asdict(self.limits), "code": code, "show_value": show_value}
         started = time.monotonic()
