@@ -35,6 +35,9 @@ LIMITS: dict[str, Any] = {
     "max_grammar_size": 100_000,
     "verbose_errors": False,
 }
+# Between the parts of JSON: nothing, a space, or a new line with its indentation. Unbounded white space
+# is where small models get lost. A schema may carry settings for the compiler; these win over them.
+JSON: dict[str, Any] = {"whitespace_pattern": r"( |\n {0,24})?", "lenient": False, "coerce_one_of": False}
 
 
 class Refused(Exception):  # noqa: N818 (an answer, not a fault)
@@ -54,7 +57,7 @@ class Bytes:
 def compiled(kind: str, source: str) -> str:
     """llguidance's form of a grammar. Refused, or an end of this process, where it has none."""
     if kind == "json":
-        return LLMatcher.grammar_from_json_schema({"type": "object"})
+        return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=JSON)
     if kind == "choice":
         choices = _json(source)
         good = isinstance(choices, list) and all(isinstance(c, str) and c for c in choices)
@@ -71,7 +74,7 @@ def compiled(kind: str, source: str) -> str:
             _check_regex(pattern)
         if not _has_an_end(schema):
             raise Refused("its recursion never ends: no finite text can fulfil it")
-        return LLMatcher.grammar_from_json_schema(source)
+        return LLMatcher.grammar_from_json_schema(source, overrides=JSON)
     _check_regex(source)
     return LLMatcher.grammar_from_regex(source) if kind == "regex" else LLMatcher.grammar_from_lark(source)
 

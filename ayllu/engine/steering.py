@@ -22,13 +22,14 @@ from ayllu.text.tokenizer import Tokenizer
 
 
 class Steering:
-    """`error` is set where the sequence can't go on; no token of it may be used after that."""
+    """One sequence's constraints, and how far it has come in them."""
 
     def __init__(
         self, params: SamplingParams, prompt_ids: list[int], tokenizer: Tokenizer | None, vocab_size: int
     ) -> None:
         self.params, self.count = params, 0
-        self.error: AylluError | None = None
+        self._failures: list[tuple[tuple[int, ...], AylluError]] = []  # by the drafts they come after
+        self._since: tuple[int, ...] = ()  # tokens accepted after the last look without drafts
         self.penalties = Penalties(params, prompt_ids) if Penalties.needed(params) else None
         self.thinking = Thinking.begin(params.thinking) if params.thinking else None
         stops = () if params.ignore_stop else params.stop_ids
@@ -61,8 +62,15 @@ class Steering:
             return None
         return cls(params, sequence.prompt_ids, tokenizer, vocab_size)
 
+    @property
+    def error(self) -> AylluError | None:
+        """Why the sequence can't go on from here, if it can't: what was drawn for here is not to be used."""
+        return next((error for drafts, error in self._failures if drafts == self._since), None)
+
     def steer(self, logits_V: Tensor, drafts: Ids[int] = ()) -> int | None:
         """Change one row of logits in place -> the token that has to come, if one has to."""
+        if not drafts and self.error is None:
+            self._failures, self._since = [], ()
         thinking, answer = self.thinking, list[int]()
         for token in drafts:
             if thinking is None or not thinking.belongs(token):
@@ -93,7 +101,7 @@ class Steering:
             if bool(logits_V.amax() == -torch.inf):
                 raise GrammarFailedError("no token fits what was asked for", fix="loosen the constraints")
         except AylluError as error:
-            self.error = error
+            self._failures.append((self._since + tuple(drafts), error))
             logits_V.zero_()  # something that can be drawn from; the engine drops it
         return None
 
@@ -120,6 +128,7 @@ class Steering:
         if self.error is not None:
             return "error"
         self.count += 1
+        self._since += (token,)
         if self.penalties is not None:
             self.penalties.add(token)
         thought = self.thinking is not None and self.thinking.belongs(token)
@@ -128,11 +137,11 @@ class Steering:
         if self.matcher is not None and not thought and token not in self._stops:
             try:
                 self.matcher.consume(token)
+                if self.matcher.complete and not self._ends:
+                    return "stop"
             except AylluError as error:
-                self.error = error
+                self._failures, self._since = [((), error)], ()
                 return "error"
-            if self.matcher.complete and not self._ends:
-                return "stop"
         if self.reader is not None:
             self.reader.push(token)
             if self.reader.stopped:

@@ -68,18 +68,23 @@ class StopReader:
     `strings` are those of `params` (made here if not given). The first `min_tokens` tokens don't stop, and
     what is thought under a budget doesn't either. `stopped` is set by the token that completes a stop
     string; nothing comes out after that. Control tokens have no text, and no stop string reaches across
-    them.
+    them. `continues`: as for StreamDecoder.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, params: SamplingParams, strings: StopStrings | None = None
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        strings: StopStrings | None = None,
+        *,
+        continues: bool = False,
     ) -> None:
         self.strings = strings or StopStrings(params.stop_strings)
         self.min_tokens = params.min_tokens
         self.thinking = Thinking.begin(params.thinking) if params.thinking else None
         self.stopped = False
         self._hidden = tokenizer.vocabulary.hidden
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, continues=continues)
         self._node = self._tokens = 0
         self._held = ""
 

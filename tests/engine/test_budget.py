@@ -38,7 +38,7 @@ def thoughts(ids, opened):
     return ids[start:end]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     minimum=st.integers(0, 12),
@@ -52,14 +52,14 @@ def test_thinking_stays_within_its_bounds(seed, minimum, more, soft, opened, tem
     soft = None if soft is None else minimum + (soft if more is None else min(soft, more))
     limits = budget(minimum=minimum, maximum=maximum, soft=soft, opened=opened)
     options = {"thinking": limits, "temperature": temperature, "stop_ids": (STOP,)}
-    one = go_on(sequence(seed, vocab=VOCAB, limit=60, **options), wild(seed))
+    one = go_on(sequence(seed, vocab=VOCAB, limit=45, **options), wild(seed))
     ids, done = one.token_ids, thoughts(one.token_ids, opened)
     assert one.error is None
     if done is None:
         assert minimum == 0  # else it is made to think
         return
     assert not opened or maximum != 0 or ids[0] == CLOSE
-    whole = len(ids) < 60 or CLOSE in ids
+    whole = len(ids) < 45 or CLOSE in ids
     assert len(done) >= minimum or not whole
     assert maximum is None or len(done) <= maximum
     if not opened:
