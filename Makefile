@@ -3,6 +3,7 @@
 # make lint   style, types and the floors of the house
 # make bench  throughput of training against this machine's matrix-product rate
 # make fuzz   100,000 damaged files: typed errors, no crash, little memory (FUZZ='--count N --seed S')
+# make parity  docs/parity.md: every family beside transformers
 # make clean  remove what was built (runs/ stays)
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard ayllu/native/*.cpp ayllu/native/*.h)
 
-.PHONY: setup demo test lint bench fuzz clean
+.PHONY: setup demo test lint bench fuzz parity clean
 
 setup: .venv/.done
 
@@ -50,6 +51,9 @@ bench: setup
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+parity: setup
+	$(BIN)/python tests/parity/report.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
