@@ -18,7 +18,7 @@ from ayllu.models import resolve_model
 
 FORMATS = ("gguf", "hf")
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_BESIDE = (
+BESIDE = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json", "chat_template.jinja",
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md",
@@ -33,14 +33,12 @@ def import_model(name: str, out: Path, *, dtype: str = "auto") -> dict[str, Any]
     Errors: UsageError, those of `load_model` and `save_model`, ModelFileDamagedError for a vocabulary.
     """
     from ayllu.model.weights import load_model, open_weights, save_model
-    from ayllu.text.gguf_vocabulary import files_from_gguf
 
     source = find(name)
     if out.exists():
         raise UsageError(f"{out} exists already", fix="name a folder that doesn't")
     values, tensors = open_weights(source)
     tensors.close()
-    files = files_from_gguf(read_header(source).metadata) if source.is_file() else {}
     model = load_model(source, dtype=dtype)
     with new_folder(out) as folder, typed_os_errors(out):
         save_model(model, folder, bos=0, eos=0, pad=0, dtype=None if dtype == "auto" else dtype)
@@ -48,11 +46,9 @@ def import_model(name: str, out: Path, *, dtype: str = "auto") -> dict[str, Any]
         ids = {key: values[key] for key in _IDS if values.get(key) is not None}
         write_json(folder / "config.json", config | ids)
         if source.is_file():
-            for file, content in files.items():
-                write_bytes(folder / file, content)
-            write_json(folder / "generation_config.json", _generation(read_header(source).metadata, ids))
+            _write_vocabulary(source, folder, ids)
         else:
-            for file in _BESIDE:
+            for file in BESIDE:
                 if (source / file).is_file():
                     shutil.copyfile(source / file, folder / file)
     return _summary(model, out, "hf", config["dtype"]) | {"tokenizer": _has_tokenizer(out)}
@@ -87,6 +83,30 @@ def export_model(name: str, out: Path, *, form: str = "gguf", kind: str = "F16")
     title = source.parent.name if source.name == "model" else source.stem if source.is_file() else source.name
     write_gguf(model, out, kind=kind, vocabulary=vocabulary, metadata={"general.name": title})
     return _summary(model, out, "gguf", kind) | {"tokenizer": bool(vocabulary)}
+
+
+def _write_vocabulary(source: Path, folder: Path, ids: Mapping[str, Any]) -> None:
+    """The tokenizer's files of a GGUF file, and which tokens end an answer."""
+    from ayllu.text.gguf_vocabulary import files_from_gguf
+
+    metadata = read_header(source).metadata
+    for file, content in files_from_gguf(metadata).items():
+        write_bytes(folder / file, content)
+    write_json(folder / "generation_config.json", _generation(metadata, ids))
+
+
+def write_from_gguf(source: Path, folder: Path) -> None:
+    """All that a GGUF file has but the weights, as the files of a Hugging Face folder. Errors: those of
+    `load_config`."""
+    from ayllu.model.families import family
+    from ayllu.model.weights import load_config, open_weights
+
+    values, tensors = open_weights(source)
+    tensors.close()
+    config = load_config(source)
+    ids = {key: values[key] for key in _IDS if values.get(key) is not None}
+    write_json(folder / "config.json", family(config.family).config_to_hf(config) | ids)
+    _write_vocabulary(source, folder, ids)
 
 
 def find(name: str) -> Path:
