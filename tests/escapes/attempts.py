@@ -365,7 +365,7 @@ limit("time: a regex", "import re; re.match(r'(a+)+$', 'a' * 40 + 'b')", "time",
 limit("time: all signals ignored", "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: pass", "time", "cpu")  # fmt: skip
 limit("time: a lock nobody opens", "import threading; l = threading.Lock(); l.acquire(); l.acquire()", "time")
 limit("time: reading an empty pipe", "import os; os.read(os.pipe()[0], 1)", "time")
-limit("time: exit that never ends", "import atexit, threading\nthreading.Thread(target=threading.Event().wait).start()", "time")  # fmt: skip
+limit("time: exit that never ends", "import atexit, threading\nthreading.Thread(target=threading.Event().wait).start()", "time", None)  # fmt: skip
 limit("time: exceptions swallowed", "while True:\n    try:\n        while True: pass\n    except BaseException: pass", "time", "cpu")  # fmt: skip
 limit("memory: one block", "x = bytearray(1 << 31)" + HIT, None)
 limit("memory: a list", "x = []\nwhile True: x.append(bytearray(1 << 20))", None, "time")

@@ -182,7 +182,7 @@ def judge(world: World, attempt: Attempt, outcome: Outcome) -> str:
         return f"it got out: {outcome.stdout[-300:]} {outcome.stderr[-300:]}"
     if outcome.why_stopped not in attempt.ends:
         return f"it ended by {outcome.why_stopped}, not by one of {attempt.ends}: {outcome.stderr[-300:]}"
-    if outcome.seconds > 30:
+    if outcome.seconds > 60:
         return f"it took {outcome.seconds:.1f} s"
     if len(outcome.stdout) > 2 * LIMITS.output or outcome.memory > LIMITS.memory:
         return "it used more than its limits"

@@ -46,8 +46,8 @@ def limit(limits: Mapping[str, float], *, count_threads: bool) -> None:
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_SIGPENDING: 64,
     }
-    if count_threads:  # the keeper and the first thread count too
-        wanted[resource.RLIMIT_NPROC] = limits["threads"] + 1
+    # The keeper and the first thread count too. Where threads can't be counted none may be started (seccomp.py).
+    wanted[resource.RLIMIT_NPROC] = limits["threads"] + 1 if count_threads else 1
     for kind, value in wanted.items():
         hard = resource.getrlimit(kind)[1]
         capped = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
