@@ -46,7 +46,7 @@ def limit(limits: Mapping[str, float], *, count_threads: bool) -> None:
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_SIGPENDING: 64,
     }
-    # The keeper and the first thread count too. Where threads can't be counted none may be started (seccomp.py).
+    # The keeper and the first thread count too. Where threads can't be counted there are none (seccomp.py).
     wanted[resource.RLIMIT_NPROC] = limits["threads"] + 1 if count_threads else 1
     for kind, value in wanted.items():
         hard = resource.getrlimit(kind)[1]
