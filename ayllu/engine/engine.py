@@ -21,13 +21,14 @@ from ayllu.engine.assembly import Assembler
 from ayllu.engine.batch import BLOCK
 from ayllu.engine.blocks import BlockPool, blocks_for
 from ayllu.engine.diskcache import DiskCache
+from ayllu.engine.draftmodel import open_drafter
 from ayllu.engine.executors import Executor, make_executor
 from ayllu.engine.executors.torch import depends_on_length
 from ayllu.engine.memory import cache_blocks as size_of_cache
 from ayllu.engine.prefix import PrefixCache
 from ayllu.engine.request import MAX_SEED, Completion, Sampled, SamplingParams, Sequence
 from ayllu.engine.scheduler import Scheduler, Work
-from ayllu.engine.speculate import Proposer, accepted
+from ayllu.engine.speculate import Drafter, Speculation, accepted
 from ayllu.engine.stopping import StopReader
 from ayllu.errors import ContextLengthError, EngineFailedError, RequestError
 from ayllu.model.decoder import Decoder
@@ -44,8 +45,8 @@ class Stats:
     prefilled: int = 0  # prompt tokens computed, those of preempted sequences again
     decoded: int = 0  # tokens sampled
     cached: int = 0  # prompt tokens taken from the prefix cache
-    drafted: int = 0
-    accepted: int = 0
+    drafted: int = 0  # tokens guessed
+    accepted: int = 0  # tokens that came without a step of their own
     preemptions: int = 0
     failures: int = 0
     prefill_seconds: float = 0.0
@@ -60,7 +61,8 @@ class Engine:
     `weights`: auto, float32, bfloat16, int8, int4; `cache`: how keys and values are kept. The cache has
     `cache_blocks` blocks of 16 tokens, or `cache_bytes`, or what the machine has room for (`cache_reason`).
     `cache_folder`: keep computed text there across restarts, `cache_folder_bytes` of it. `cache_salt`: whose
-    cache it is (a request's own salt comes on top). `prefill_tokens`: tokens of one step.
+    cache it is (a request's own salt comes on top). `prefill_tokens`: tokens of one step. `speculate`: guess
+    several tokens at once, "ngram" from the text itself, or by the smaller model in a folder.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Engine:
         cache_folder_bytes: int = 8 << 30,
         cache_salt: str = "",
         prefix_cache: bool = True,
-        proposer: Proposer | None = None,
+        speculate: Drafter | Path | str | None = None,
         executor: Executor | None = None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -100,6 +102,12 @@ class Engine:
             size=cache_bytes,
         )
         whole = depends_on_length(config)
+        speculation = None
+        if speculate is not None:
+            if whole:
+                raise RequestError("rotary angles change with the text's length here: no speculation")
+            ours = (weights, device, self.vocab_size, self.tokenizer)
+            speculation = Speculation(open_drafter(speculate, *ours))
         self.pool = BlockPool(blocks, self.executor.reserve)
         self.disk = None if cache_folder is None else DiskCache(Path(cache_folder), cache_folder_bytes)
         self.prefix = PrefixCache(
@@ -113,7 +121,7 @@ class Engine:
             max_waiting=max_waiting,
             prefill_tokens=prefill_tokens or (512 if device == "cpu" else 8192),
             whole=whole,
-            proposer=proposer,
+            speculation=speculation,
         )
         self._model_context = config.context
         self._ids = itertools.count()
@@ -210,7 +218,8 @@ class Engine:
             return []
         try:
             step = self._assembler.assemble(works)
-            stats.plan_seconds += time.perf_counter() - begun
+            planned = time.perf_counter()
+            stats.plan_seconds += planned - begun
             logits_LV = self.executor.step(step.batch)
             sampling = time.perf_counter()
             sampled = sampler.sample(step.choosing(logits_LV), step.rows) if step.rows else []
@@ -230,6 +239,9 @@ class Engine:
             stats.prefill_seconds += seconds
         else:
             stats.decode_seconds += seconds
+            if self.scheduler.speculation is not None:
+                rows = len(step.batch.tokens_T)
+                self.scheduler.speculation.costs.measure(rows, time.perf_counter() - planned)
         return touched
 
     # ---- the parts of a step
@@ -249,6 +261,8 @@ class Engine:
                 self._stats.decoded += taken
                 self._stats.drafted += len(drafts)
                 self._stats.accepted += max(taken - 1, 0)
+                if self.scheduler.speculation is not None:
+                    self.scheduler.speculation.learn(sequence, drafts, len(chosen) - 1)
                 touched.append(sequence)
             self.prefix.settle(sequence, work.start)
             if sequence.finished:
@@ -272,6 +286,8 @@ class Engine:
         sequence.twin = None
         self.scheduler.remove(sequence)
         self._assembler.forget(sequence)
+        if self.scheduler.speculation is not None:
+            self.scheduler.speculation.forget(sequence)
 
     def _fail(self, works: list[Work], error: Exception) -> None:
         """End the sequences of a failed step. Always raises."""

@@ -90,7 +90,8 @@ class SamplingParams:
     `logprobs` False leaves them out of the completion; `top_logprobs`: so many likeliest tokens at each
     place besides; `prompt_logprobs`: those of the prompt's tokens, too. `n` completions, the likeliest of
     `best_of` (by mean log-probability). A higher `priority` goes first. `ignore_stop`: stop ids don't end.
-    `cache_salt`: prompts share stored blocks only with prompts of the same salt.
+    `cache_salt`: prompts share stored blocks only with prompts of the same salt. `speculate` False: guess
+    nothing here where the engine does (it makes no difference to the text).
     """
 
     max_tokens: int | None = None
@@ -116,6 +117,7 @@ class SamplingParams:
     priority: int = 0
     ignore_stop: bool = False
     cache_salt: str = ""
+    speculate: bool = True
 
     def __post_init__(self) -> None:
         for name, (low, high, words) in (_WHOLE | _WHOLE_OR_NONE).items():
@@ -130,7 +132,7 @@ class SamplingParams:
             _check(name, lowest <= value <= highest, words, value)
         _check("top_p", self.top_p > 0, _REAL["top_p"][2], self.top_p)
         _check("min_p", self.min_p < 1, _REAL["min_p"][2], self.min_p)
-        for name in ("logprobs", "prompt_logprobs", "ignore_stop"):
+        for name in ("logprobs", "prompt_logprobs", "ignore_stop", "speculate"):
             _check(name, isinstance(getattr(self, name), bool), "that is true or false", getattr(self, name))
         good = isinstance(self.stop_ids, tuple) and all(map(_is_whole, self.stop_ids))
         _check("stop_ids", good, "that is a tuple of token ids", self.stop_ids)

@@ -16,7 +16,7 @@ from ayllu.engine.batch import BLOCK
 from ayllu.engine.blocks import BlockPool, OutOfBlocksError, blocks_for
 from ayllu.engine.prefix import PrefixCache
 from ayllu.engine.request import Sequence
-from ayllu.engine.speculate import Proposer
+from ayllu.engine.speculate import Speculation
 from ayllu.errors import QueueFullError
 
 
@@ -62,11 +62,11 @@ class Scheduler:
         max_waiting: int,
         prefill_tokens: int,
         whole: bool = False,
-        proposer: Proposer | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.pool, self.prefix, self._copy_block = pool, prefix, copy_block
         self.max_sequences, self.max_waiting, self.prefill_tokens = max_sequences, max_waiting, prefill_tokens
-        self.whole, self.proposer = whole, proposer
+        self.whole, self.speculation = whole, speculation
         self.waiting: list[Sequence] = []
         self.running: dict[int, Sequence] = {}
         self.preemptions = 0
@@ -93,9 +93,11 @@ class Scheduler:
         self._works, self._coming = {}, set()
         self.prefix.begin_step()
         in_order = sorted(self.running.values(), key=rank)
-        for sequence in in_order:
-            if sequence.id in self.running and sequence.length - sequence.computed == 1:
-                self._decode(sequence)
+        ready = [sequence for sequence in in_order if sequence.length - sequence.computed == 1]
+        drafts = self.speculation.propose(ready) if self.speculation is not None else {}
+        for sequence in ready:
+            if sequence.id in self.running:
+                self._decode(sequence, drafts.get(sequence.id, []))
         tokens = sum(work.tokens for work in self._works.values())
         room = max(self.prefill_tokens - tokens, self.prefill_tokens // 4, 1)
         for sequence in in_order:
@@ -105,8 +107,7 @@ class Scheduler:
         return list(self._works.values())
 
     # ---- one sequence
-    def _decode(self, sequence: Sequence) -> None:
-        drafts = self._drafts(sequence)
+    def _decode(self, sequence: Sequence, drafts: list[int]) -> None:
         end = sequence.length
         if drafts and self._missing(sequence, end + len(drafts)) > self.pool.available:
             drafts = []
@@ -114,12 +115,6 @@ class Scheduler:
             self._works[sequence.id] = Work(sequence, sequence.computed, end, drafts)
         else:
             self.preempt(sequence)  # it is the least urgent itself
-
-    def _drafts(self, sequence: Sequence) -> list[int]:
-        left = sequence.limit - len(sequence.token_ids) - 1
-        if self.proposer is None or left < 1 or not sequence.token_ids:
-            return []
-        return self.proposer.propose(sequence)[:left]
 
     def _read(self, sequence: Sequence, room: int) -> int:
         """Plan a stretch of at most `room` tokens -> its tokens, 0 when it has to wait."""

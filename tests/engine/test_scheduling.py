@@ -243,35 +243,6 @@ def test_generate_raises_the_failure_and_leaves_nothing(model):
     assert idle(engine)
 
 
-# ---- speculation
-class Guess:
-    """Proposes what another run has given, wrong now and then."""
-
-    def __init__(self, answers, wrong):
-        self.answers, self.wrong = answers, wrong
-
-    def propose(self, sequence):
-        answer = self.answers[tuple(sequence.prompt_ids)][len(sequence.token_ids) :][:5]
-        return [(t + 1) % VOCABULARY if (i + len(sequence.token_ids)) % self.wrong == 0 else t
-                for i, t in enumerate(answer)]  # fmt: skip
-
-
-@pytest.mark.parametrize("wrong", [1, 3, 1000])
-@pytest.mark.parametrize("options", [{}, {"cache_blocks": 8}], ids=str)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_proposals_change_nothing_but_the_number_of_steps(model, prompts, wrong, options, temperature):
-    asked = {"max_tokens": 20, "temperature": temperature, "seed": 4}
-    plain = Engine(model).generate(prompts, **asked)
-    answers = {tuple(p): c.token_ids for p, c in zip(prompts, plain, strict=True)}
-    engine = Engine(model, proposer=Guess(answers, wrong), **options)
-    done = engine.generate(prompts, **asked)
-    assert texts(done) == texts(plain) and idle(engine)
-    for one, other in zip(done, plain, strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-4)
-    if wrong == 1000 and not options:
-        assert engine.stats().steps < 12 and engine.stats().accepted > 200
-
-
 # ---- nothing is lost
 class Instant:
     """An executor that computes nothing: the next token follows from the last."""
