@@ -163,6 +163,12 @@ class RefusedError(AylluError):
     exit_code, code = 8, "refused"
 
 
+class ContaminationError(RefusedError):
+    """What would be practised stands in a test set that the model is to be measured on."""
+
+    code = "contamination"
+
+
 # ---- requests to the engine and the server
 class RequestError(AylluError):
     """A request that can't be served as it stands (HTTP 400)."""

@@ -41,3 +41,8 @@ def one_of(default: Any, choices: tuple[Any, ...], help: str) -> Any:
 def free(default: Any, help: str) -> Any:
     """A value without bounds (a path, a list of names)."""
     return field(default=default, metadata={"help": help})
+
+
+def further(help: str) -> Any:
+    """A table of shares by name (0 to 1), empty by default."""
+    return field(default_factory=dict, metadata={"low": 0.0, "high": 1.0, "help": help})

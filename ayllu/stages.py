@@ -79,7 +79,7 @@ STAGES: tuple[Stage, ...] = (
         "tokenizer",
         needs=("text",),
         reads=("seed",),
-        extras=(Extra("practice_texts", source=f"{PRACTICE}:practice_texts"),),
+        extras=(Extra("practice_texts", "sft", f"{PRACTICE}:tokenizer_texts", by_content=True),),
     ),
     Stage(
         "pretrain",
@@ -88,7 +88,13 @@ STAGES: tuple[Stage, ...] = (
         needs=("text", "tokenizer"),
         extras=(Extra("model", "model"),),
     ),
-    Stage("sft", "ayllu.train.sft:sft", "sft", needs=("text", "tokenizer", "pretrain")),
+    Stage(
+        "sft",
+        "ayllu.train.sft:sft",
+        "sft",
+        needs=("text", "tokenizer", "pretrain"),
+        files=("gsm8k", "examined"),
+    ),
     Stage(
         "rl",
         "ayllu.train.rl:rl",

@@ -16,6 +16,7 @@ import numpy as np
 
 from ayllu.evals.metrics import wilson
 from ayllu.reason.loop import Answer, Generator, answer_batch
+from ayllu.reason.practice import toolbox_of
 from ayllu.reason.task import Problem, Task, Verdict
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.tools.tool import Toolbox
@@ -116,7 +117,7 @@ def evaluate(
         engine,
         chat,
         transcripts,
-        [box.only(problem.tools) for problem in problems],
+        [toolbox_of(problem, box).only(problem.tools) for problem in problems],
         [_fitting(params, engine.context_length - len(transcript.ids())) for transcript in transcripts],
         max_calls=max_calls,
         on_answer=count,

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ayllu.errors import BadFileError, ModelFileMissingError, RecipeValueError
+from ayllu.errors import BadFileError, ModelFileMissingError
 from ayllu.files import append_line, make_folder, read_json, sha256_file, sha256_json, write_json
 from ayllu.stage import StageContext, bounded, free
 
@@ -31,7 +31,9 @@ class EvalSettings:
     """What is measured, and on how many problems."""
 
     n: int = bounded(1000, 10, 100_000, "problems of a family (fewer where the held-out split has fewer)")
-    families: tuple[str, ...] = free(FAMILIES, f"any of {', '.join(FAMILIES)}")
+    families: tuple[str, ...] = free(
+        FAMILIES, "families by name, also NAME_templates where one holds templates out"
+    )
     max_tokens: int = bounded(256, 8, 65_536, "sampled tokens of an answer, thinking included")
     temperature: float = bounded(0.0, 0.0, 2.0, "0 takes the most probable token every time")
     batch: int = bounded(64, 1, 4096, "answers in the engine at one time")
@@ -101,14 +103,10 @@ def open_engine(
 
 
 def _tasks(families: tuple[str, ...]) -> list[Task]:
-    from ayllu.reason.practice import TASKS
+    from ayllu.reason.practice import EXAMS, check_families
 
-    for family in families:
-        if family not in TASKS:
-            raise RecipeValueError(
-                f"eval.families: there is no family {family!r}", fix=f"choose from {', '.join(TASKS)}"
-            )
-    return [TASKS[family] for family in dict.fromkeys(families)]
+    check_families(families, "eval.families", EXAMS)
+    return [EXAMS[family] for family in dict.fromkeys(families)]
 
 
 def _evaluate(

@@ -6,19 +6,37 @@ split. Everything is a function of the seed and a counter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
 from numpy.random import Generator
 
-from ayllu.reason.task import Task, worked
+from ayllu.errors import RecipeValueError
+from ayllu.reason.task import NewTemplates, Problem, Task, conversation, worked
 from ayllu.reason.tasks import dialogue
 from ayllu.reason.tasks.arithmetic import Arithmetic
+from ayllu.reason.tasks.bases import Bases
 from ayllu.reason.tasks.calculator import Calculator
 from ayllu.reason.tasks.countdown import Countdown
+from ayllu.reason.tasks.countdown4 import Countdown4
+from ayllu.reason.tasks.dates import Dates
 from ayllu.reason.tasks.dialogue import Dialogue
+from ayllu.reason.tasks.expressions import Expressions
+from ayllu.reason.tasks.gsm8k import Resampled
+from ayllu.reason.tasks.knights import Knights
+from ayllu.reason.tasks.lists import Lists
+from ayllu.reason.tasks.long_arithmetic import LongArithmetic
+from ayllu.reason.tasks.number_theory import NumberTheory
+from ayllu.reason.tasks.paths import Paths
+from ayllu.reason.tasks.programs import Programs
+from ayllu.reason.tasks.stories import LANGUAGES, Stories
+from ayllu.reason.tasks.tables import Tables
+from ayllu.reason.tasks.tool_choice import ToolChoice
+from ayllu.reason.tasks.zebra import Zebra
 from ayllu.reason.transcript import Chat, Kind, Transcript, system_text
+from ayllu.tools.tool import Toolbox
 
 CODE_VERSION = 1
 _TURNS = (0.8, 0.13, 0.07)  # chances of one, two, three turns
@@ -33,20 +51,66 @@ class Examination(Protocol):
     def n(self) -> int: ...
 
 
-TASKS: dict[str, Task] = {task.family: task for task in (Arithmetic(), Calculator(), Countdown(), Dialogue())}
+class Shares(Protocol):
+    """What is needed to know of the settings of practice."""
+
+    def shares(self) -> dict[str, float]: ...
+
+
+TABLES, RESAMPLED = Tables(), Resampled()
+STORIES = tuple(Stories(language) for language in LANGUAGES)
+BASIC: tuple[Task, ...] = (Arithmetic(), Calculator(), Countdown(), Dialogue())  # those of the demo
+LADDER: tuple[Task, ...] = (
+    *(LongArithmetic(), Expressions(), Countdown4(), NumberTheory(), Bases(), Lists(), Dates()),
+    *(Knights(), Zebra(), Paths(), *STORIES, TABLES, ToolChoice(), Programs(), RESAMPLED),
+)
+# Everything that can be practised, and everything that can be examined, by name.
+TASKS: dict[str, Task] = {task.family: task for task in (*BASIC, *LADDER)}
+_NEW_TEMPLATES = (NewTemplates(task) for task in LADDER if getattr(task, "templates", False))
+EXAMS: dict[str, Task] = TASKS | {task.family: task for task in _NEW_TEMPLATES}
+
+# Families whose turns need the calculator, and families whose problems say themselves which tools are on
+# offer, so that they can't share a conversation with others.
+_CALCULATING = frozenset({"calculator", "expressions", RESAMPLED.family})
+_ALONE = frozenset({"tables", "programs", "tool_choice"})
+_EVERYDAY = frozenset({"dialogue", "tool_choice", "tool_choice_templates"})
+
+
+def check_families(names: Iterable[str], where: str, known: Iterable[str] = TASKS) -> None:
+    """RecipeValueError for a name that isn't known."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise RecipeValueError(
+                f"{where}: there is no family {name!r}", fix=f"choose from {', '.join(known)}"
+            )
+
+
+def toolbox_of(problem: Problem, shared: Toolbox) -> Toolbox:
+    """The shared toolbox, or for a problem about a table the one that can ask this very table."""
+    if problem.family not in (TABLES.family, f"{TABLES.family}_templates"):
+        return shared
+    own = TABLES.tools_of(problem)
+    kept = [tool for tool in shared.tools if tool.name not in {t.name for t in own}]
+    return Toolbox([*kept, *own], result_limit=shared.result_limit, confirm=shared.confirm)
 
 
 def draw(rng: Generator, chat: Chat, shares: dict[str, float]) -> Transcript:
     """One worked conversation from the train split: one to three turns, families by their shares.
 
     The calculator is on offer where a turn needs it and in half of the other conversations, so that
-    having it doesn't mean using it.
+    having it doesn't mean using it. A family that brings its own tools has a conversation for itself.
     """
     families = [name for name in shares if shares[name]]
     chances = np.array([shares[name] for name in families])
     turns = 1 + int(rng.choice(3, p=_TURNS))
     drawn = [families[i] for i in rng.choice(len(families), turns, p=chances / chances.sum())]
-    offered = "calculator" in drawn or bool(rng.integers(2))
+    if drawn[0] in _ALONE:
+        task = TASKS[drawn[0]]
+        problem = task.problem(rng, draw_level(rng, task), "train")
+        return conversation(chat, problem, task.trace(problem, rng))
+    drawn = [family for family in drawn if family not in _ALONE]
+    offered = not _CALCULATING.isdisjoint(drawn) or bool(rng.integers(2))
     transcript = Transcript()
     if offered:
         transcript = chat.add(transcript, Kind.SYSTEM, system_text("", ("calculator",)))
@@ -74,13 +138,24 @@ def practice_texts(seed: int) -> Iterator[str]:
             yield answer
 
 
+def tokenizer_texts(settings: Shares, seed: int) -> Iterator[str]:
+    """`practice_texts`, then problems and answers of the further families that are practised."""
+    yield from practice_texts(seed)
+    for family in sorted(set(settings.shares()) & {task.family for task in LADDER} - {RESAMPLED.family}):
+        task, rng = TASKS[family], np.random.default_rng([seed, 6, *family.encode()])
+        for level in itertools.islice(itertools.cycle(range(1, task.levels + 1)), 300):
+            problem = task.problem(rng, level, "train")
+            yield problem.prompt
+            yield from (piece.text for piece in task.trace(problem, rng))
+
+
 def evaluation_prompts(settings: Examination, seed: int) -> list[str]:
-    """Prompts of the test split, for the search for leaks in the text. Dialogue is left out: an everyday
-    question in a novel ("Do you know me?") gives nothing away."""
+    """Prompts of the test split, for the search for leaks in the text. Dialogue and the
+    choice of tools are left out: an everyday question in a novel ("Do you know me?") gives nothing away."""
     prompts = []
     for family in settings.families:
         rng = np.random.default_rng([seed, 3])
-        if family in TASKS and family != Dialogue.family:
-            task = TASKS[family]
+        if family in EXAMS and family not in _EVERYDAY and family != RESAMPLED.family:
+            task = EXAMS[family]
             prompts += [task.problem(rng, task.levels, "test").prompt for _ in range(settings.n)]
     return sorted(set(prompts))

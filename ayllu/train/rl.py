@@ -12,6 +12,7 @@ token ids that were sampled; nothing is decoded and encoded again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,17 +24,17 @@ from ayllu.errors import RecipeValueError, TrainingStoppedError
 from ayllu.model.weights import load_model
 from ayllu.reason.curriculum import Curriculum
 from ayllu.reason.loop import Answer, answer_batch
-from ayllu.reason.practice import TASKS
+from ayllu.reason.practice import TASKS, check_families, toolbox_of
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Transcript
-from ayllu.stage import StageContext, bounded
+from ayllu.stage import StageContext, bounded, further
 from ayllu.text.tokenizer import Tokenizer
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import Packer, Practice, SftSettings, pack_rows, save_into, trainable
+from ayllu.train.sft import Packer, Practice, SftSettings, pack_rows, read_given, save_into, trainable
 from ayllu.train.step import Batch, compute_type, train_step
 
 _VERIFIABLE = ("arithmetic", "calculator", "countdown3")
@@ -57,10 +58,15 @@ class RlSettings:
     arithmetic: float = bounded(0.15, 0.0, 1.0, "share of problems")
     calculator: float = bounded(0.0, 0.0, 1.0, "share of problems")
     countdown3: float = bounded(0.85, 0.0, 1.0, "share of problems")
+    families: dict[str, float] = further("shares of problems of further families, by name")
+
+    def check(self, tables: Mapping[str, Any]) -> None:
+        """RecipeValueError for a family that doesn't exist."""
+        check_families(self.families, "rl.families")
 
     def shares(self) -> dict[str, float]:
         """Family -> share. RecipeValueError when all are zero."""
-        shares = {family: getattr(self, family) for family in _VERIFIABLE}
+        shares = {family: getattr(self, family) for family in _VERIFIABLE} | self.families
         if not sum(shares.values()):
             raise RecipeValueError("rl: every share is 0", fix="give at least one family a share above 0")
         return shares
@@ -132,7 +138,8 @@ class Rollouts:
             temperature=1.0,  # the loss is that of the model's own distribution
             seed=int(rng.integers(2**62)),
         )
-        answers = answer_batch(self.engine, self.chat, prompts, self.toolbox, params)
+        boxes = [toolbox_of(p, self.toolbox) for p in problems for _ in range(self.settings.size)]
+        answers = answer_batch(self.engine, self.chat, prompts, boxes, params)
         groups = []
         for index, problem in enumerate(problems):
             mine = answers[index * self.settings.size : (index + 1) * self.settings.size]
@@ -166,6 +173,7 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
     dtype = compute_type(context.device)
     engine = Engine(model, device=context.device, weights="bfloat16", max_sequences=512, tokenizer=tokenizer)
     rollouts = Rollouts(engine, chat, settings, context.seed)
+    read_given(context, practice)
     anchor = Practice(chat, practice.shares(), settings.anchor_rows, settings.length, context.seed + 1)
     curriculum = Curriculum()
     loop = Loop(context, "rl", model, optimizer, settings.steps)

@@ -8,6 +8,7 @@ Every conversation is new: the generators don't run out.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,13 @@ import numpy as np
 import torch
 
 from ayllu.errors import RecipeValueError
+from ayllu.evals.contamination import practised_texts, refuse_overlap
 from ayllu.files import make_folder
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model, save_model
-from ayllu.reason.practice import TASKS, draw
+from ayllu.reason.practice import BASIC, RESAMPLED, check_families, draw
 from ayllu.reason.transcript import Chat, Transcript
-from ayllu.stage import StageContext, bounded
+from ayllu.stage import StageContext, bounded, free, further
 from ayllu.text.tokenizer import Tokenizer
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
@@ -44,10 +46,17 @@ class SftSettings:
     calculator: float = bounded(0.2, 0.0, 1.0, "share of conversations")
     countdown3: float = bounded(0.32, 0.0, 1.0, "share of conversations")
     dialogue: float = bounded(0.08, 0.0, 1.0, "share of conversations")
+    families: dict[str, float] = further("shares of conversations of further families, by name")
+    gsm8k: tuple[str, ...] = free((), "folders with GSM8K's training rows, for gsm8k_resampled")
+    examined: tuple[str, ...] = free((), "folders of official test sets that practice must not overlap")
+
+    def check(self, tables: Mapping[str, Any]) -> None:
+        """RecipeValueError for a family that doesn't exist."""
+        check_families(self.families, "sft.families")
 
     def shares(self) -> dict[str, float]:
         """Family -> share. RecipeValueError when all are zero."""
-        shares = {family: getattr(self, family) for family in TASKS}
+        shares = {task.family: getattr(self, task.family) for task in BASIC} | self.families
         if not sum(shares.values()):
             raise RecipeValueError("sft: every share is 0", fix="give at least one family a share above 0")
         return shares
@@ -62,6 +71,7 @@ def sft(context: StageContext, settings: SftSettings) -> dict[str, Any]:
         decoder, muon_lr=settings.muon_lr, adam_lr=settings.adam_lr, weight_decay=settings.weight_decay
     )
     dtype = compute_type(context.device)
+    read_given(context, settings)
     source = Practice(chat, settings.shares(), settings.rows, settings.length, context.seed)
 
     def step(number: int) -> dict[str, Any]:
@@ -78,6 +88,19 @@ def sft(context: StageContext, settings: SftSettings) -> dict[str, Any]:
         f"{settings.steps * settings.rows * settings.length:,} tokens of worked conversations"
     )
     return {"steps": settings.steps, "tokens": settings.steps * settings.rows * settings.length}
+
+
+def read_given(context: StageContext, settings: SftSettings) -> None:
+    """Read the user's own rows, and refuse practice that official test sets hold (ContaminationError)."""
+    if settings.gsm8k:
+        outcome = RESAMPLED.read([context.root / folder for folder in settings.gsm8k])
+        context.progress.say(
+            f"GSM8K: {outcome['templates']:,} of {sum(outcome.values()):,} rows are templates"
+        )
+    if settings.examined:
+        texts = practised_texts(settings.shares(), context.seed)
+        counted = refuse_overlap(texts, [context.root / folder for folder in settings.examined])
+        context.progress.say(f"no overlap of practice with {counted:,} official test texts")
 
 
 def trainable(model: Decoder) -> Decoder:

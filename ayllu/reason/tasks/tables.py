@@ -1,7 +1,7 @@
 """Questions about tables, answered by SQL over schemas that are made up as well.
 
 A schema is a table's name with a column of names and a few others, drawn from the lists below; the
-prompt shows it, the rows stay in the database. A question is one of some fifteen shapes of query in one of several
+prompt shows it, the rows stay in the database. A question is one of 19 shapes of query in one of two
 wordings. The answer is what the query gives, so a model's own query counts when it gives the same: verified
 is the result, not the text. The split goes by the schema (table and set of columns), so the schemas of `test`
 are unseen; in `templates` some of the tables and columns have words that practice never meets.
@@ -86,7 +86,7 @@ TEXTS = (
 @dataclass(frozen=True)
 class Shape:
     """One kind of query: how it is asked and how it is written. Slots: {T} table, {r} one row, {x} {y}
-    number columns with {wx} {wy} in words, {c} text column, {v} its value, {n} a number, {k} how many, {name}."""
+    number columns with {wx} {wy} in words, {c} text column, {v} its value, {n} {k} numbers, {name} of a row."""
 
     name: str
     ask: tuple[str, ...]
@@ -200,7 +200,10 @@ SHAPES = (
     ),
     Shape(
         "second_column",
-        ("What is the {wy} of the {r} with the highest {wx}?", "Take the {r} with the greatest {wx}: what is its {wy}?"),
+        (
+            "What is the {wy} of the {r} with the highest {wx}?",
+            "Take the {r} with the greatest {wx}: what is its {wy}?",
+        ),
         "SELECT {y} FROM {T} ORDER BY {x} DESC LIMIT 1",
         3,
     ),
@@ -323,10 +326,10 @@ def _tied(shape: Shape, result: list[Any], base: SqliteDatabase, slots: dict[str
     """Whether a question for "the" highest has more than one answer."""
     if shape.name in ("first", "last", "top", "second_column"):
         # Equal values anywhere in the column: rare enough to leave out altogether.
-        query = "SELECT COUNT(*) - COUNT(DISTINCT {x}) FROM {T}".format(**slots)
+        query = "SELECT COUNT(*) - COUNT(DISTINCT {x}) FROM {T}".format(**slots)  # noqa: S608 - our names
         return bool(base.ask(query)[0][0])
     if shape.name == "common":
-        query = "SELECT COUNT(*) FROM {T} GROUP BY {c} ORDER BY COUNT(*) DESC LIMIT 2".format(**slots)
+        query = "SELECT COUNT(*) FROM {T} GROUP BY {c} ORDER BY COUNT(*) DESC LIMIT 2".format(**slots)  # noqa: S608
         counts = [row[0] for row in base.ask(query)]
         return len(counts) > 1 and counts[0] == counts[1]
     return False

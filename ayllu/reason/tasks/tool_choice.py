@@ -53,7 +53,7 @@ class ToolChoice:
     templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
-        """A request and the tools on offer. The split goes by the request, its slots filled, and the tools."""
+        """A request and the tools on offer. The split goes by both, the request with its slots filled."""
         tools = [name for name in requests()["tools"] if name != NONE]
         while True:
             wanted = NONE if rng.integers(3) == 0 else tools[rng.integers(len(tools))]

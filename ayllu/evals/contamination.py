@@ -1,0 +1,121 @@
+"""The guard against contamination: no run starts whose practice stands in an official test set.
+
+Two kinds of evidence. The first is that of `text/decontaminate`: thirteen words in a row, or a whole short
+problem. It misses a test question whose numbers were changed, which is just what resampling and the
+templates of others do (of the 99 templates of one public generator 66 overlap GSM8K's test questions). So
+the second looks at texts with every number replaced by one sign, whole and in any spelling of the
+space between: equal skeletons of at least eight words are refused.
+
+Test sets are given as folders. Files with `train` in their name are left out; of JSON lines, TSV and CSV
+every text is taken, however deep it lies.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import lzma
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ayllu.errors import BadFileError, ContaminationError, InputNotFoundError
+from ayllu.reason.practice import TASKS
+from ayllu.text.decontaminate import index_evaluations
+
+KINDS = (".jsonl", ".json", ".tsv", ".csv", ".txt")
+LEAST_WORDS = 8  # of a skeleton
+SAMPLE = 300  # problems of each family that are looked at
+_NUMBER = re.compile(r"\d[\d,.]*")
+
+
+def skeleton(text: str) -> str:
+    """Words in lower case without signs, every number as `#`. "" when fewer than LEAST_WORDS."""
+    words = re.findall(r"[^\W\d_]+|#", _NUMBER.sub(" # ", text.casefold()))
+    return " ".join(words) if len(words) >= LEAST_WORDS else ""
+
+
+def official_texts(folders: Sequence[Path]) -> Iterator[str]:
+    """Every text of every test file. InputNotFoundError for a folder without any, BadFileError for damage."""
+    for folder in folders:
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and _kind(p) in KINDS]
+        files = [p for p in files if "train" not in p.name.lower()]
+        if not files:
+            raise InputNotFoundError(
+                f"{folder} holds no test set",
+                fix="give a folder with .jsonl, .json, .tsv, .csv or .txt files",
+            )
+        for file in files:
+            yield from _texts(file)
+
+
+def _kind(path: Path) -> str:
+    return path.with_suffix("").suffix if path.suffix == ".xz" else path.suffix
+
+
+def _texts(file: Path) -> Iterator[str]:
+    try:
+        opened = (
+            lzma.open(file, "rt", encoding="utf-8") if file.suffix == ".xz" else open(file, encoding="utf-8")
+        )
+        with opened as lines:
+            if _kind(file) == ".jsonl":
+                for line in lines:
+                    yield from _strings(json.loads(line)) if line.strip() else ()
+            elif _kind(file) == ".json":
+                yield from _strings(json.load(lines))
+            elif _kind(file) == ".txt":
+                yield from lines
+            else:
+                for row in csv.reader(lines, delimiter="\t" if _kind(file) == ".tsv" else ","):
+                    yield from row
+    except (ValueError, csv.Error, lzma.LZMAError, EOFError) as error:
+        raise BadFileError(f"{file} can't be read", why=str(error)[:200]) from error
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def practised_texts(shares: dict[str, float], seed: int) -> Iterator[tuple[str, str]]:
+    """(family, prompt) of problems that practice may draw, all levels of every family with a share."""
+    for family, share in shares.items():
+        if share:
+            task, rng = TASKS[family], np.random.default_rng([seed, 7, *family.encode()])
+            for i in range(SAMPLE):
+                yield family, task.problem(rng, 1 + i % task.levels, "train").prompt
+            templates = getattr(task, "templates_of", None)
+            if templates is not None:  # finite families are looked at whole
+                yield from ((family, text) for text in templates("train"))
+
+
+def refuse_overlap(practised: Iterable[tuple[str, str]], folders: Sequence[Path]) -> int:
+    """The number of official texts that were compared; ContaminationError when one is practised."""
+    texts = list(dict.fromkeys(official_texts(folders)))
+    index = index_evaluations(texts)
+    skeletons = {found: text for text in texts if (found := skeleton(text))}
+    for family, prompt in practised:
+        hit = index.find(prompt)
+        twin = hit.evaluation if hit else skeletons.get(skeleton(prompt)) if skeleton(prompt) else None
+        if twin is not None:
+            raise ContaminationError(
+                f"{family}: a training problem stands in a test set: {prompt[:150]!r}",
+                why=(
+                    f"{hit.tokens} words in a row: {hit.passage[:150]!r}"
+                    if hit
+                    else "the same but for its numbers"
+                )
+                + f", in {twin[:150]!r}",
+                fix="leave the family out, or remove the row from its data",
+            )
+    return len(texts)
