@@ -1,5 +1,6 @@
 # make demo   set up, then the main job: recipes/demo.toml from the embedded corpus to a model you can talk to
 # make test   set up, then all tests
+# make test-native  the native code under the compiler's sanitizers
 # make lint   style, types and the floors of the house
 # make bench  throughput of training against this machine's matrix-product rate
 # make fuzz   100,000 damaged files: typed errors, no crash, little memory (FUZZ='--count N --seed S')
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard ayllu/native/*.cpp ayllu/native/*.h)
 
-.PHONY: setup demo test lint bench fuzz parity clean
+.PHONY: setup demo test test-native lint bench fuzz parity clean
 
 setup: .venv/.done
 
@@ -39,6 +40,18 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The extension once more with the compiler's sanitizers, and the tests that reach into it. Python itself isn't built
+# with them: their library must be there first, and what Python leaves behind at its end is not our leak.
+SANITIZED := build/sanitized
+test-native: setup
+	$(BIN)/cmake -S . -B $(SANITIZED) -DAYLLU_INNER=ON -DAYLLU_SANITIZE=ON -DCMAKE_BUILD_TYPE=Release \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
+	$(BIN)/cmake --build $(SANITIZED) --parallel > /dev/null
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		AYLLU_TEST_EXTENSION="$$(echo $(SANITIZED)/_native*.so)" \
+		$(BIN)/python -m pytest tests/native tests/engine/test_native_executor.py
 
 lint: setup
 	$(BIN)/ruff check .
