@@ -58,10 +58,9 @@ def _kind(path: Path) -> str:
 
 def _texts(file: Path) -> Iterator[str]:
     try:
-        opened = (
+        with (
             lzma.open(file, "rt", encoding="utf-8") if file.suffix == ".xz" else open(file, encoding="utf-8")
-        )
-        with opened as lines:
+        ) as lines:
             if _kind(file) == ".jsonl":
                 for line in lines:
                     yield from _strings(json.loads(line)) if line.strip() else ()

@@ -5,9 +5,10 @@ number of the question, a result from before, or a constant (100, 7 ...). A temp
 is unambiguous; then new numbers near the old ones are drawn for the question and the graph is worked out
 again. Draws with a result that is not positive, or not whole where it was whole, are thrown away.
 
-The rows aren't part of this project: the user gives a folder with `train.jsonl` (or `.jsonl.xz`), and only files
-with `train` in their name are read. Number words ("two", "half") keep their value and must be bound to an
-operand, otherwise a variant would contradict them. Of the 7,473 training rows some 30 % become templates.
+The rows aren't part of this project: the user gives a folder with `train.jsonl` (or `.jsonl.xz`), and
+only files with `train` in their name are read. Number words ("two", "half") keep their value and must be
+bound to an operand, otherwise a variant would contradict them. Of the 7,473 training rows some 30 % become
+templates.
 What noise stays: of 24 variants that were read, one was wrong (a "5" was both the hours of a weeknight
 and, silently, the number of weeknights; such words are cues now) and one asked for 25 hours a day.
 """
@@ -41,9 +42,12 @@ _OPERAND = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _UNREADABLE = re.compile(r"\d/\d|\d:\d|\d(?:st|nd|rd|th)\b|(?:19|20)\d\d|\d-\w|#")  # fractions, times, years
 WORDS: dict[str, tuple[int, ...]] = {
     "one": (1,), "two": (2,), "three": (3,), "four": (4,), "five": (5,), "six": (6,), "seven": (7,),
-    "eight": (8,), "nine": (9,), "ten": (10,), "eleven": (11,), "twelve": (12,), "twenty": (20,), "thirty": (30,),
-    "half": (2,), "halves": (2,), "twice": (2,), "double": (2,), "doubled": (2,), "thrice": (3,), "triple": (3,),
-    "dozen": (12,), "third": (3,), "quarter": (4,), "fourth": (4,), "fifth": (5,), "pair": (2,), "both": (2,),
+    "eight": (8,), "nine": (9,), "ten": (10,), "eleven": (11,), "twelve": (12,),
+    "twenty": (20,), "thirty": (30,),
+    "half": (2,), "halves": (2,), "twice": (2,), "double": (2,), "doubled": (2,),
+    "thrice": (3,), "triple": (3,),
+    "dozen": (12,), "third": (3,), "quarter": (4,), "fourth": (4,), "fifth": (5,), "pair": (2,),
+    "both": (2,),
 }  # fmt: skip
 _HARMLESS = ("one",)  # "one day", "each one": rarely a count
 CONSTANTS = frozenset({2, 4, 5, 7, 12, 24, 52, 60, 100, 365, 1000})
@@ -101,10 +105,9 @@ def read_rows(folder: Path) -> Iterator[dict[str, str]]:
             f"{folder} holds no train*.jsonl of GSM8K", fix="give the folder with GSM8K's training rows"
         )
     for file in files:
-        opened = (
+        with (
             lzma.open(file, "rt", encoding="utf-8") if file.suffix == ".xz" else open(file, encoding="utf-8")
-        )
-        with opened as lines:
+        ) as lines:
             try:
                 for line in lines:
                     row = json.loads(line)
@@ -223,7 +226,7 @@ def draw_numbers(rng: Generator, template: Template) -> tuple[Fraction, ...] | N
 
 
 class Resampled:
-    """Levels 1 to 3: one or two, three or four, five to eight steps. `read` comes before the first problem."""
+    """Levels 1 to 3: one or two, three or four, five to eight steps. `read` comes first."""
 
     family = FAMILY
     levels = 3

@@ -86,7 +86,7 @@ TEXTS = (
 @dataclass(frozen=True)
 class Shape:
     """One kind of query: how it is asked and how it is written. Slots: {T} table, {r} one row, {x} {y}
-    number columns with {wx} {wy} in words, {c} text column, {v} its value, {n} {k} numbers, {name} of a row."""
+    number columns with {wx} {wy} in words, {c} text column, {v} its value, {n} {k} numbers, {name}."""
 
     name: str
     ask: tuple[str, ...]
