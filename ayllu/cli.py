@@ -26,6 +26,8 @@ VERBS = {
     "show": "Show what a model is and costs: parameters, bytes, cache, operations, what fits.",
     "import": "Import a model: any form that is read becomes a Hugging Face folder.",
     "export": "Export a model for other programs: one GGUF file (llama.cpp), or a Hugging Face folder.",
+    "quantize": "Pack a model's weights in int8 or int4, and measure what that costs.",
+    "bench": "Measure how fast a model decodes, reads prompts, and serves many texts at once.",
     "report": "Write report.json and report.html of a run anew from what its stages recorded.",
     "version": "Versions of Ayllu and of what it stands on.",
 }

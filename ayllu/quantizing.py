@@ -17,6 +17,7 @@ from ayllu.exchange import BESIDE, find, write_from_gguf
 from ayllu.files import new_folder, write_json, write_text
 
 if TYPE_CHECKING:
+    from ayllu.engine.quality import Text
     from ayllu.text.tokenizer import Tokenizer
 
 CORPUS = Path(__file__).parents[1] / "data" / "default"
@@ -41,7 +42,6 @@ def quantize_model(
     """
     from ayllu.engine.quality import compare
     from ayllu.engine.quantize import open_packed, pack_files, quantize_files, verify_packed
-    from ayllu.text.tokenizer import Tokenizer
 
     if weights not in KINDS:
         raise UsageError(f"--weights {weights} is not known", fix=f"give one of {', '.join(KINDS)}")
@@ -54,14 +54,10 @@ def quantize_model(
         _beside(source, folder)
         file = quantize_files(source, weights, folder)
         verify_packed(folder)
-        texts = _texts(source, Tokenizer.load(folder), text)
+        texts = _texts(source, folder, text)
         packed, reference = open_packed(folder), _reference(source)
         exact = pack_files(source, reference)
-        begin = _begin(folder)
-        quality = {
-            kind: compare(exact, packed, [begin + ids for ids in found], most=tokens)
-            for kind, found in texts.items()
-        }
+        quality = {kind: compare(exact, packed, found, most=tokens) for kind, found in texts.items()}
         said: dict[str, Any] = {
             "model": str(out),
             "weights": weights,
@@ -134,16 +130,25 @@ def _begin(folder: Path) -> list[int]:
 
 
 # ---- texts
-def _texts(source: Path, tokenizer: Tokenizer, given: Path | None) -> dict[str, list[list[int]]]:
-    """Token ids of the texts to measure on, by kind."""
+def _texts(source: Path, folder: Path, given: Path | None) -> dict[str, list[Text]]:
+    """The texts to measure on, by kind."""
+    from ayllu.engine.quality import Text
     from ayllu.text.readers import read_corpus
+    from ayllu.text.tokenizer import Tokenizer
+
+    tokenizer, begin = Tokenizer.load(folder), _begin(folder)
+
+    def plain(texts: list[str]) -> list[Text]:
+        if not any(texts):
+            raise UsageError("there is no text to measure on", fix="name one with --text")
+        return [Text(begin + tokenizer.encode(text)) for text in texts if text]
 
     if given is not None:
         if not given.exists():
             raise InputNotFoundError(f"there is no {given}", fix="name a file or folder of text")
         documents = read_corpus([given], licence="unknown").documents
-        return {"text": [tokenizer.encode(document.text) for document in documents]}
-    out = {"held_out_text": [tokenizer.encode(text) for text in _held_out(source)]}
+        return {"text": plain([document.text for document in documents])}
+    out = {"held_out_text": plain(_held_out(source))}
     if "<|user|>" in tokenizer.control:
         out["conversations"] = _conversations(tokenizer)
     return out
@@ -165,10 +170,12 @@ def _held_out(source: Path) -> list[str]:
     return [document.text for document in documents if document.id in held]
 
 
-def _conversations(tokenizer: Tokenizer) -> list[list[int]]:
-    """Worked problems of the test split, the families that every model of ours has practised."""
+def _conversations(tokenizer: Tokenizer) -> list[Text]:
+    """Worked problems of the test split, of families that every model of ours has practised; what the model
+    has to write counts."""
     import numpy as np
 
+    from ayllu.engine.quality import Text
     from ayllu.reason.practice import TASKS, draw_level
     from ayllu.reason.task import conversation
     from ayllu.reason.transcript import Chat
@@ -178,7 +185,8 @@ def _conversations(tokenizer: Tokenizer) -> list[list[int]]:
     for index in range(_CONVERSATIONS):
         task = TASKS[FAMILIES[index % len(FAMILIES)]]
         problem = task.problem(rng, draw_level(rng, task), "test")
-        out.append(conversation(chat, problem, task.trace(problem, rng)).ids())
+        transcript = conversation(chat, problem, task.trace(problem, rng))
+        out.append(Text(transcript.ids(), transcript.sampled()))
     return out
 
 

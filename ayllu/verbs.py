@@ -20,6 +20,7 @@ from ayllu.errors import UsageError
 Flag = Parameter(negative=())
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
 Model = Annotated[Path, Parameter(help="A model folder, a run folder, or a name under models/.")]
+AnyModel = Annotated[str, Parameter(help="A model folder, a run folder, a name under models/, a .gguf file.")]
 
 app = App(
     name="ayllu",
@@ -238,9 +239,7 @@ def import_(
 
 @app.command
 def export(
-    model: Annotated[
-        str, Parameter(help="A model folder, a run folder, a name under models/, a .gguf file.")
-    ],
+    model: AnyModel,
     out: Path,
     /,
     *,
@@ -263,6 +262,93 @@ def export(
 
     said = export_model(model, out, form=form, kind=kind)
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else sentence(said))
+
+
+@app.command
+def quantize(
+    model: AnyModel,
+    /,
+    *,
+    out: Path,
+    weights: str = "int8",
+    text: Path | None = None,
+    tokens: int = 16_384,
+    as_json: Json = False,
+) -> None:
+    """Pack a model's weights in int8 or int4, and measure what that costs.
+
+    Parameters
+    ----------
+    out
+        The folder to make: a model for run, chat, serve and bench.
+    weights
+        int8 (8.5 bits a weight) or int4 (4.5 bits).
+    text
+        Measure on this file or folder of text (default: held-out text of the embedded corpus).
+    tokens
+        Measure on about so many tokens of each text.
+    """
+    from ayllu.quantizing import page, quantize_model
+
+    said = quantize_model(model, out, weights=weights, text=text, tokens=tokens)
+    print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else page(said))
+
+
+@app.command
+def bench(
+    mode: Annotated[str, Parameter(help="decode, prefill or batch.")],
+    model: Annotated[str | None, Parameter(help="A model folder, or a .gguf file.")] = None,
+    /,
+    *,
+    preset: str | None = None,
+    random: Annotated[bool, Flag] = False,
+    weights: str = "auto",
+    cache: str = "auto",
+    prompt_tokens: int = 512,
+    tokens: int = 64,
+    sequences: int = 8,
+    context: int = 128,
+    threads: int = 0,
+    runs: int = 5,
+    engine: Annotated[bool, Flag] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast a model decodes, reads prompts, and serves many texts at once.
+
+    Parameters
+    ----------
+    preset
+        A published shape (ayllu show lists them) instead of a model.
+    random
+        With weights made up on the spot; a preset has no others.
+    weights
+        float32, bfloat16, int8 or int4 (default: as the model is stored; int8 for a preset).
+    cache
+        float32, bfloat16 or int8.
+    prompt_tokens
+        Tokens of a prompt (prefill).
+    tokens
+        Steps of a run (decode, batch).
+    sequences
+        Texts at once (batch).
+    context
+        Tokens before the first step (decode, batch).
+    threads
+        0: the physical cores.
+    runs
+        Runs, each beside a measurement of the machine's roof.
+    engine
+        Scheduling and sampling included.
+    """
+    from ayllu import bench as measuring
+
+    if preset is not None and not random:
+        raise UsageError(f"the preset {preset} is a shape without weights", fix="add --random")
+    said = measuring.bench(
+        mode, model, preset=preset, weights=weights, cache=cache, prompt_tokens=prompt_tokens, tokens=tokens,
+        sequences=sequences, context=context, threads=threads, runs=runs, through_engine=engine,
+    )  # fmt: skip
+    print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else measuring.page(said))
 
 
 @app.command

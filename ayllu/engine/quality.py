@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,21 +26,33 @@ STEP = 128  # tokens a step: the logits of so many stand side by side, in float3
 WINDOW = 512  # tokens of a text at once
 
 
-def windows(texts: Sequence[Sequence[int]], context: int, most: int) -> Iterator[list[int]]:
-    """Pieces of token ids, none longer than the context, about `most` tokens in all, from all texts alike."""
+@dataclass(frozen=True)
+class Text:
+    """Token ids, and which of them the model is to foretell (None: all; of a conversation, what it says)."""
+
+    ids: Sequence[int]
+    counted: Sequence[bool] | None = None
+
+
+def windows(texts: Sequence[Text], context: int, most: int) -> Iterator[Text]:
+    """Pieces of texts, none longer than the context, about `most` tokens in all, from all texts alike."""
     length = min(context, WINDOW)
-    pieces = [list(text[i : i + length]) for text in texts for i in range(0, len(text), length)]
-    pieces = [piece for piece in pieces if len(piece) > 1]
-    total = sum(map(len, pieces))
+    pieces = [
+        Text(t.ids[i : i + length], None if t.counted is None else t.counted[i : i + length])
+        for t in texts
+        for i in range(0, len(t.ids), length)
+    ]
+    pieces = [p for p in pieces if len(p.ids) > 1 and (p.counted is None or any(p.counted[1:]))]
+    total = sum(len(piece.ids) for piece in pieces)
     step = max(1.0, total / most)
     for index in range(int(len(pieces) / step) or len(pieces[:1])):
         yield pieces[int(index * step)]
 
 
 def compare(
-    exact: PackedModel, packed: PackedModel, texts: Sequence[Sequence[int]], *, most: int = 16_384
+    exact: PackedModel, packed: PackedModel, texts: Sequence[Text], *, most: int = 16_384
 ) -> dict[str, Any]:
-    """The quality report of `packed` against `exact` over texts of token ids.
+    """The quality report of `packed` against `exact` over texts, none of which is empty.
 
     `kl_mean`, `kl_p99`: nats a token. `perplexity_change`: relative, with its 95 % interval.
     """
@@ -51,10 +64,13 @@ def compare(
     losses: list[Tensor] = []
     divergences: list[Tensor] = []
     agreed = 0
-    for piece in windows(texts, context, most):
+    for text in windows(texts, context, most):
+        piece, counted = list(text.ids), text.counted or [True] * len(text.ids)
         for start in range(0, len(piece) - 1, STEP):
             end = min(start + STEP, len(piece) - 1)
-            batch, next_L = _batch(piece, start, end), torch.tensor(piece[start + 1 : end + 1])[:, None]
+            wanted = [i - start for i in range(start, end) if counted[i + 1]]
+            batch = _batch(piece, start, end, wanted)
+            next_L = torch.tensor([piece[start + i + 1] for i in wanted], dtype=torch.int64)[:, None]
             exact_LV, packed_LV = (e.step(batch).double().log_softmax(-1) for e in both)
             losses.append(-torch.cat([exact_LV.gather(1, next_L), packed_LV.gather(1, next_L)], 1))
             divergences.append((exact_LV.exp() * (exact_LV - packed_LV)).sum(-1))
@@ -76,7 +92,7 @@ def compare(
     }
 
 
-def _batch(piece: list[int], start: int, end: int) -> Batch:
+def _batch(piece: list[int], start: int, end: int, wanted: list[int]) -> Batch:
     """Tokens start to end of one text, whose blocks are the first ones."""
     count = end - start
     return Batch(
@@ -84,5 +100,5 @@ def _batch(piece: list[int], start: int, end: int) -> Batch:
         np.arange(start, end, dtype=np.int32),
         np.zeros(count, dtype=np.int32),
         np.arange(-(-len(piece) // BLOCK), dtype=np.int32)[None],
-        np.arange(count, dtype=np.int32),
+        np.array(wanted, dtype=np.int32),
     )
