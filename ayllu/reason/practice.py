@@ -61,8 +61,21 @@ TABLES, RESAMPLED = Tables(), Resampled()
 STORIES = tuple(Stories(language) for language in LANGUAGES)
 BASIC: tuple[Task, ...] = (Arithmetic(), Calculator(), Countdown(), Dialogue())  # those of the demo
 LADDER: tuple[Task, ...] = (
-    *(LongArithmetic(), Expressions(), Countdown4(), NumberTheory(), Bases(), Lists(), Dates()),
-    *(Knights(), Zebra(), Paths(), *STORIES, TABLES, ToolChoice(), Programs(), RESAMPLED),
+    LongArithmetic(),
+    Expressions(),
+    Countdown4(),
+    NumberTheory(),
+    Bases(),
+    Lists(),
+    Dates(),
+    Knights(),
+    Zebra(),
+    Paths(),
+    *STORIES,
+    TABLES,
+    ToolChoice(),
+    Programs(),
+    RESAMPLED,
 )
 # Everything that can be practised, and everything that can be examined, by name.
 TASKS: dict[str, Task] = {task.family: task for task in (*BASIC, *LADDER)}

@@ -137,7 +137,7 @@ class Countdown4:
         if rng.random() < LUCK or not misses:
             place = int(rng.integers(len(order) + 1))
             order[place:] = [hits[int(rng.integers(len(hits)))]]
-        written = []
+        written = list[str]()
         for line in (choices[n] for n in order):
             text = f"{line.steps[0]} {line.steps[1]}:"
             for step, made in line.tries:

@@ -36,7 +36,7 @@ REMAINDERS = (
     "{x} geteilt durch {y}: Was ist der Rest?",
     "{x} ని {y} తో భాగిస్తే శేషం ఎంత?",
 )
-SIGNS = ({}, {"*": "×"}, {"*": "×", "/": "÷"}, {"*": "·", "/": "÷", "-": "−"})
+SIGNS: tuple[dict[str, str], ...] = ({}, {"*": "×"}, {"*": "×", "/": "÷"}, {"*": "·", "/": "÷", "-": "−"})
 LEAST, MOST = (2, 999), 9  # a leaf's range; leaves of a tree
 LARGEST = 10**9  # magnitude of every value in a tree
 

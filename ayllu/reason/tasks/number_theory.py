@@ -8,6 +8,7 @@ remainder is written as what it says, `84=60*1+24`, so that each line can be che
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from numpy.random import Generator
 
@@ -83,7 +84,7 @@ def lcm_lines(x: int, y: int) -> list[str]:
 
 def prime_lines(x: int) -> list[str]:
     """Trial division by primes while their square is not above x; `11*11>97` ends a search in vain."""
-    lines = []
+    lines = list[str]()
     for p in PRIMES:
         if p * p > x:
             return [*lines, f"{p}*{p}>{x}"]
@@ -123,7 +124,7 @@ class NumberTheory:
         largest = LARGEST[level - 1]
         while True:
             kind = kinds[rng.integers(len(kinds))]
-            data = {"kind": kind, **_numbers(rng, kind, largest)}
+            data: dict[str, Any] = {"kind": kind, **_numbers(rng, kind, largest)}
             x, y = data["x"], data.get("y", 0)
             names = sorted((x, y)) if kind in ("gcd", "lcm") else [x, y]
             key = f"{kind} {names[0]} {names[1]} {data.get('m', 0)}"
@@ -171,7 +172,7 @@ def _numbers(rng: Generator, kind: str, largest: int) -> dict[str, int]:
     }
 
 
-def _solve(data: dict[str, int]) -> int:
+def _solve(data: dict[str, Any]) -> int:
     x, y = data["x"], data.get("y", 0)
     if data["kind"] == "gcd":
         return math.gcd(x, y)
@@ -181,4 +182,4 @@ def _solve(data: dict[str, int]) -> int:
         return next((p for p in range(2, x) if x % p == 0), x)
     if data["kind"] == "multiples":
         return x // y
-    return x % y if data["kind"] == "remainder" else pow(x, y, data["m"])
+    return x % y if data["kind"] == "remainder" else int(pow(x, y, data["m"]))

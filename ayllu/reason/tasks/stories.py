@@ -217,7 +217,8 @@ def _happen(rng: Generator, story: Story, largest: int) -> bool:
 def _ask(rng: Generator, story: Story, largest: int) -> bool:
     style = ("now", "now", "total", "difference", "share", "goal", "price")[rng.integers(7)]
     a = int(rng.integers(len(story.value)))
-    x, people, numbers = story.value[a], (a,), dict[str, int]()
+    x, numbers = story.value[a], dict[str, int]()
+    people: tuple[int, ...] = (a,)
     if style in ("total", "difference"):
         if len(story.value) < 2:
             return False
@@ -344,7 +345,7 @@ class Stories:
             for person, expression, value, _ in needed_steps(story)
         ]
         answer = steps[-1][2]
-        if steps[-1][1].isdigit():  # the last quantity is the answer: no line of its own
+        if str(steps[-1][1]).isdigit():  # the last quantity is the answer: no line of its own
             steps.pop()
         data = {"steps": steps, "template": template(story, self.language), "operations": level}
         data["predicates"] = story_predicates(story)

@@ -3,8 +3,8 @@
 Tools must be taught, not hoped for, and so must leaving them alone: half of what people say needs none.
 The conversation offers a few tools; the request comes after a fixed question, and the answer is one
 name. When the right tool isn't on offer the right answer is `none`, however near another one seems. The
-phrasings stand in `phrases/requests.toml`. `test` has new numbers and words in known phrasings and other
-sets of offered tools; `templates` has phrasings that practice never meets.
+phrasings stand in `phrases/requests.toml`. `test` has requests (numbers and
+words filled in) that practice never shows, whatever is on offer; `templates` has phrasings that practice never meets.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ToolChoice:
     templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
-        """A request and the tools on offer. The split goes by both, the request with its slots filled."""
+        """A request and the tools on offer. The split goes by the request, its slots filled."""
         tools = [name for name in requests()["tools"] if name != NONE]
         while True:
             wanted = NONE if rng.integers(3) == 0 else tools[rng.integers(len(tools))]
@@ -68,7 +68,7 @@ class ToolChoice:
                 offered[int(rng.integers(len(offered)))] = wanted
             request = _filled(rng, pool[rng.integers(len(pool))])
             key = f"choice {request} | {' '.join(sorted(offered))}"
-            if split == TEMPLATES or split_of(key) == split:
+            if split == TEMPLATES or split_of(f"choice {request}") == split:
                 break
         answer = wanted if wanted in offered else NONE
         prompt = QUESTIONS[rng.integers(len(QUESTIONS))].format(request=request)
