@@ -1,14 +1,16 @@
 """Cuts of the tail: top-k (Fan et al. 2018), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024).
 
 All three keep the likeliest tokens down to some rank, so the whole question is that rank. Sorting a
-vocabulary of 150,000 for it is dear, and the answer is nearly always among the first few: so the first
-thousand are looked at, and only a row whose rank lies deeper is sorted.
+vocabulary of 150,000 for it is dear, and the answer is nearly always among the first few. So `cut`, for
+many rows on any device, looks at the first thousand, and `kept`, for one row on the CPU, at the tokens
+within a distance of the likeliest; only a row whose rank lies deeper is sorted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,13 @@ from ayllu.engine.request import SamplingParams
 
 # A constant: if it depended on the batch, so would the rounding of a row's sums.
 _FIRST = 1024
+# In nats below the likeliest token, at temperature 1: tokens 20,000 times less likely are seldom needed.
+_REACHES = (10.0, 30.0, np.inf)
+
+
+def is_cut(params: SamplingParams) -> bool:
+    """Whether anything is cut at all."""
+    return bool(params.top_k or params.top_p < 1 or params.min_p)
 
 
 def cut(logits_BV: Tensor, params: Sequence[SamplingParams]) -> None:
@@ -31,7 +40,7 @@ def cut(logits_BV: Tensor, params: Sequence[SamplingParams]) -> None:
     mass_B = (logits_BV - top_B).exp().sum(-1, dtype=torch.float64)
     count_B = _ranks(ranked_BK, mass_B, params)
     border_B = ranked_BK.gather(1, (count_B - 1)[:, None])
-    free_B = torch.tensor([not (p.top_k or p.top_p < 1 or p.min_p) for p in params], device=device)
+    free_B = torch.tensor([not is_cut(p) for p in params], device=device)
     if first < vocab:
         for i in ((count_B == first) & ~free_B).nonzero()[:, 0].tolist():
             row_1V = logits_BV[i : i + 1].sort(descending=True).values
@@ -60,3 +69,32 @@ def _ranks(ranked_BK: Tensor, mass_B: Tensor, params: Sequence[SamplingParams]) 
     before_BK = p_BK.cumsum(-1) - p_BK
     stays_BK = within_BK & (p_BK >= min_p_B) & ((before_BK < top_p_B * total_B) | (top_p_B >= 1))
     return stays_BK.sum(-1).clamp_(min=1)
+
+
+def kept(logits_V: np.ndarray, params: SamplingParams, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of one row that stay, by rising id, and their weights (float64, the largest 1).
+
+    `logits_V` float32 before temperature. What stays is what `cut` leaves.
+    """
+    top_k = params.top_k if params.top_k < len(logits_V) else 0
+    top, whole = logits_V.max(), 0.0
+    if params.top_p < 1 and not top_k:
+        whole = float(np.exp((logits_V - top) / np.float32(temperature)).sum(dtype=np.float64))
+    for reach in _REACHES:
+        ids_C = np.flatnonzero(logits_V >= top - np.float32(reach * temperature))
+        weights_C = np.exp((logits_V[ids_C] - top).astype(np.float64) / temperature)
+        if (
+            reach == np.inf
+            or (top_k and len(ids_C) >= top_k)
+            or (whole and weights_C.sum() >= params.top_p * whole)
+            or (params.min_p > np.exp(-reach) and params.top_p == 1)
+        ):
+            break
+    ranked_C = np.argsort(-logits_V[ids_C], kind="stable")[: top_k or None]
+    ranked = weights_C[ranked_C]
+    stays = ranked >= params.min_p
+    if params.top_p < 1:
+        stays &= ranked.cumsum() - ranked < params.top_p * (whole or ranked.sum())
+    stays[0] = True
+    chosen = np.sort(ranked_C[stays])
+    return ids_C[chosen], weights_C[chosen]

@@ -37,7 +37,7 @@ LIMITS: dict[str, Any] = {
 }
 # Between the parts of JSON: nothing, a space, or a new line with its indentation. Unbounded white space
 # is where small models get lost. A schema may carry settings for the compiler; these win over them.
-JSON: dict[str, Any] = {"whitespace_pattern": r"( |\n {0,24})?", "lenient": False, "coerce_one_of": False}
+JSON: Any = {"whitespace_pattern": r"( |\n {0,24})?", "lenient": False, "coerce_one_of": False}
 
 
 class Refused(Exception):  # noqa: N818 (an answer, not a fault)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ayllu.engine.cuts import cut
-from ayllu.engine.request import Row, Sampled, SamplingParams, Sequence
+from ayllu.engine.cuts import cut, is_cut, kept
+from ayllu.engine.request import Row, Sampled, Sequence
 from ayllu.engine.steering import Steering
 from ayllu.native import ops
 from ayllu.text.tokenizer import Tokenizer
@@ -92,11 +92,7 @@ def best(sequences: list[Sequence], n: int) -> list[Sequence]:
 
 def _is_special(row: Row) -> bool:
     params = row.sequence.params
-    return row.sequence.state is not None or bool(params.top_logprobs) or _is_cut(params)
-
-
-def _is_cut(params: SamplingParams) -> bool:
-    return bool(params.top_k or params.top_p < 1 or params.min_p)
+    return row.sequence.state is not None or bool(params.top_logprobs) or is_cut(params)
 
 
 def _temperature(row: Row) -> float:
@@ -119,6 +115,11 @@ def _plain(logits_BV: Tensor, rows: Rows[Row]) -> list[Sampled]:
         token_B = _draw(logits_BV, rows)
         logprob_B = _logprobs(logits_BV, token_B)
     return [Sampled(*pair) for pair in zip(token_B.tolist(), logprob_B.tolist(), strict=True)]
+
+
+def _fused(x_BV: Tensor, rows: Rows[Row]) -> tuple[Tensor, Tensor]:
+    temperature_B = torch.tensor([_temperature(row) for row in rows], dtype=torch.float32)
+    return ops.sample(x_BV, temperature_B, _uniform(rows))
 
 
 def _draw(x_BV: Tensor, rows: Rows[Row]) -> Tensor:
@@ -148,7 +149,7 @@ def _chances(x_BV: Tensor, rows: Rows[Row]) -> Tensor:
     """p_BV after temperature and cuts; greedy rows at temperature 1."""
     divisors = [_temperature(row) or 1.0 for row in rows]
     scaled_BV = x_BV / torch.tensor(divisors, dtype=torch.float32, device=x_BV.device)[:, None]
-    if any(_is_cut(row.sequence.params) for row in rows):
+    if any(is_cut(row.sequence.params) for row in rows):
         cut(scaled_BV, [row.sequence.params for row in rows])
     return scaled_BV.softmax(-1)
 
@@ -160,12 +161,20 @@ def _logprobs(logits_BV: Tensor, token_B: Tensor) -> Tensor:
 # ---- the others
 def _special(logits_SV: Tensor, rows: Rows[Row]) -> list[Sampled]:
     x_SV, forced = _steer(logits_SV, rows)
-    token_S = _draw(x_SV, rows)
+    fused = ops.sampling_usable(logits_SV)
+    token_S = _draw_fused(x_SV, rows) if fused else _draw(x_SV, rows)
     if any(token is not None for token in forced):
         drawn = token_S.tolist()
         chosen = [d if f is None else f for d, f in zip(drawn, forced, strict=True)]
         token_S = torch.tensor(chosen, device=logits_SV.device)
-    tokens, logprobs = token_S.tolist(), _logprobs(logits_SV, token_S).tolist()
+    if fused:  # from the kernel's log-probability of the likeliest token
+        cold_S = torch.zeros(len(rows))
+        top_S, top_logprob_S = ops.sample(logits_SV, cold_S, cold_S.double())
+        rise_S = logits_SV.gather(1, torch.stack([token_S, top_S], 1)).double()
+        logprob_S = (top_logprob_S + (rise_S[:, 0] - rise_S[:, 1])).float()
+    else:
+        logprob_S = _logprobs(logits_SV, token_S)
+    tokens, logprobs = token_S.tolist(), logprob_S.tolist()
     tops = [
         top_logprobs(logits_V, k) if (k := row.sequence.params.top_logprobs) else []
         for logits_V, row in zip(logits_SV, rows, strict=True)
@@ -173,9 +182,28 @@ def _special(logits_SV: Tensor, rows: Rows[Row]) -> list[Sampled]:
     return [Sampled(*each) for each in zip(tokens, logprobs, tops, strict=True)]
 
 
+def _draw_fused(x_SV: Tensor, rows: Rows[Row]) -> Tensor:
+    """`_draw` on the CPU: the kernel where nothing is cut, else the few tokens that are left."""
+    token_S = torch.zeros(len(rows), dtype=torch.int64)
+    cut_off = [is_cut(row.sequence.params) and _temperature(row) > 0 for row in rows]
+    if uncut := [i for i, yes in enumerate(cut_off) if not yes]:
+        token_S[uncut] = _fused(x_SV[uncut], [rows[i] for i in uncut])[0]
+        for i in uncut:  # the kernel's exponential of -inf is small, not 0
+            if x_SV[i, token_S[i]] == -torch.inf:
+                token_S[i] = _draw(x_SV[i : i + 1], rows[i : i + 1])[0]
+    uniform_S = _uniform(rows).numpy()
+    for i in (i for i, yes in enumerate(cut_off) if yes):
+        ids_C, weights_C = kept(x_SV[i].numpy(), rows[i].sequence.params, _temperature(rows[i]))
+        upto_C = weights_C.cumsum()
+        at = np.searchsorted(upto_C, uniform_S[i] * upto_C[-1], side="right")
+        token_S[i] = int(ids_C[min(at, len(ids_C) - 1)])
+    return token_S
+
+
 def _steer(logits_SV: Tensor, rows: Rows[Row]) -> tuple[Tensor, list[int | None]]:
     """Logits after penalties, biases and what is forbidden; and the tokens that have to come."""
-    x_SV, forced = logits_SV.clone(), list[int | None]()
+    steered = any(row.sequence.state is not None for row in rows)
+    x_SV, forced = logits_SV.clone() if steered else logits_SV, list[int | None]()
     for i, row in enumerate(rows):
         state = row.sequence.state
         forced.append(state.steer(x_SV[i], row.drafts) if isinstance(state, Steering) else None)

@@ -28,7 +28,7 @@ def allowed(logits, params):
     whole = sum(float(p[i]) for i in order)
     kept, mass = set(), 0.0
     for token in order:
-        if mass < params.top_p * whole and p[token] >= params.min_p * p[order[0]]:
+        if (params.top_p == 1 or mass < params.top_p * whole) and p[token] >= params.min_p * p[order[0]]:
             kept.add(token)
         mass += float(p[token])
     return kept
@@ -43,25 +43,30 @@ def allowed(logits, params):
     min_p=st.sampled_from([0.0, 0.05, 0.9]),
     temperature=st.sampled_from([0.2, 1.0, 3.0]),
     first=st.sampled_from([1, 4, 1024]),
+    reaches=st.sampled_from([(0.5, 2.0, np.inf), (10.0, np.inf)]),
 )
-def test_cuts_leave_what_they_say(seed, vocab, top_k, top_p, min_p, temperature, first):
+def test_cuts_leave_what_they_say(seed, vocab, top_k, top_p, min_p, temperature, first, reaches):
     generator = torch.Generator().manual_seed(seed % 2**31)
     logits = 2 * torch.randn(1, vocab, generator=generator)
     one = sequence(seed, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
     drawn = set()
-    before, cuts._FIRST = cuts._FIRST, first  # rows that lie deeper than the first look
+    patch = pytest.MonkeyPatch()  # rows that lie deeper than the first look
+    patch.setattr(cuts, "_FIRST", first)
+    patch.setattr(cuts, "_REACHES", reaches)
     try:
+        ids, weights = cuts.kept(logits[0].numpy(), one.params, temperature)
         p_V = sampler.probabilities(logits, [Row(one)])[0]
-        for position in range(30):
+        for position in range(12):
             one.token_ids = [0] * position
             got = sample_one(logits[0], one)
             drawn.add(got.token)
             assert got.logprob == pytest.approx(float(logits.log_softmax(-1)[0, got.token]), abs=1e-5)
     finally:
-        cuts._FIRST = before
+        patch.undo()
     kept = allowed(logits[0], one.params)
     assert set(p_V.nonzero()[:, 0].tolist()) == kept
-    assert drawn <= kept
+    assert set(ids.tolist()) == kept and drawn <= kept
+    assert np.allclose(weights / weights.sum(), p_V[ids], atol=1e-5)
 
 
 @settings(deadline=None, max_examples=60)
