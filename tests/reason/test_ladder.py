@@ -36,7 +36,8 @@ SLOW = {"zebra": 9, "countdown4": 40}
 LONGEST = {
     "long_arithmetic": 420, "expressions": 260, "countdown4": 320, "number_theory": 420,
     "bases": 330, "lists": 420, "dates": 520, "knights": 750, "zebra": 1000, "paths": 420,
-    "stories_en": 650, "stories_de": 700, "stories_te": 700, "tables": 560, "tool_choice": 220, "programs": 420,
+    "stories_en": 650, "stories_de": 700, "stories_te": 700,
+    "tables": 560, "tool_choice": 220, "programs": 420,
 }  # fmt: skip
 
 
