@@ -23,7 +23,8 @@ from ayllu.errors import AylluWarning
 MOST_GUESSES = 31  # of one sequence in one step
 MOST_SEQUENCES = 16  # more at once fill the chip by themselves; then guesses aren't even looked for
 _MEMORY = 0.9  # how much of what was seen still counts after one more look
-_FADING = 0.97  # the same for bad luck while nothing is guessed, so that it is tried again
+_FADING = 0.985  # the same for luck while nothing is guessed, so that it is tried again
+_RECENT = 0.97  # the same for steps and what they took
 
 
 class Drafter(Protocol):
@@ -56,7 +57,7 @@ def accepted(drafts: Many[int], sampled: Many[Sampled]) -> list[Sampled]:
 class Costs:
     """Seconds of a step as a line over its tokens: a base, and `slope` for each token.
 
-    Fitted to recent steps, each weighing `_FADING` of the next; while they tell little (all of the same
+    Fitted to recent steps, each weighing `_RECENT` of the next; while they tell little (all of the same
     size) the fit leans towards a token's costing an eighth of a step for one.
     """
 
@@ -68,15 +69,15 @@ class Costs:
         """A step with so many tokens took so long."""
         if self._weight:  # an interruption says nothing about tokens
             seconds = min(seconds, 4 * self(rows))
-        self._weight = _FADING * self._weight + 1
+        self._weight = _RECENT * self._weight + 1
         away, late = rows - self._rows, seconds - self._seconds
         if self._weight == 1:
             self._rows, self._seconds = float(rows), seconds
             return
         self._rows += away / self._weight
         self._seconds += late / self._weight
-        self._spread = _FADING * self._spread + (1 - 1 / self._weight) * away * away
-        self._joint = _FADING * self._joint + (1 - 1 / self._weight) * away * late
+        self._spread = _RECENT * self._spread + (1 - 1 / self._weight) * away * away
+        self._joint = _RECENT * self._joint + (1 - 1 / self._weight) * away * late
 
     @property
     def slope(self) -> float:

@@ -4,7 +4,6 @@ ends where it doesn't pay."""
 import json
 import random
 from collections import Counter
-from math import exp
 
 import numpy as np
 import pytest
@@ -111,7 +110,7 @@ def repetitive(n, seed):
 @pytest.mark.parametrize("drafter", ["ngram", "model", "half a model"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_texts_of_many_small_models_are_those_without(drafter, temperature):
-    """300 greedy texts and 300 sampled ones over the three drafters; to the bit where the native executor is."""
+    """300 greedy texts and 300 sampled ones over the three drafters, to the bit by the native executor."""
     compared, total = 0, Counter()
     for seed in range(10):
         model = make_model(seed)
@@ -189,8 +188,9 @@ def test_the_reference_executor_checks_guesses_too(model):
 
 
 def test_the_distribution_is_the_plain_one(model):
-    """Chi-square of the second to fourth token over many seeds, with guesses that are always the likeliest: what is accepted must not be drawn more often than the model says, what isn't not less."""
-    prompt, n = [7, 3, 7, 3, 7], 2000
+    """Chi-square of the second to fourth token over many seeds, where the likeliest tokens are guessed each
+    time: they must not be drawn more often than the model says, the others not less."""
+    prompt, n = [7, 3, 7, 3, 7], 1200
     engine = Engine(model)
     likeliest = engine.generate([prompt], max_tokens=4, temperature=0)[0].token_ids
     guess = Guess({tuple(prompt): likeliest})
@@ -242,8 +242,9 @@ def folder(tmp_path_factory):
 
 
 def interplays(eos):
-    schema = json.dumps({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}}},
-                         "required": ["a"], "additionalProperties": False})  # fmt: skip
+    values = {"a": {"type": "array", "items": {"type": "integer"}}}
+    rules = {"type": "object", "properties": values, "required": ["a"], "additionalProperties": False}
+    schema = json.dumps(rules)
     return {
         "penalties": {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2},
         "cuts": {"top_k": 9, "top_p": 0.9, "min_p": 0.01},
@@ -276,12 +277,13 @@ def test_what_steers_a_text_steers_it_the_same(folder, name, temperature, drafte
         done = cheaply(engine).generate(prompts, asked)
         assert done == plain, "log-probabilities and all"
         assert engine.stats().decoded == sum(len(c.token_ids) for c in plain)
-        assert engine.stats().drafted > 0 or name in ("stop strings", "stop ids")
+        assert engine.stats().drafted > 0 or drafter == "ngram" or "stop" in name
         assert clean(engine)
     # Guesses that follow the answer exactly, across the place where it ends.
     answers = {tuple(p): [*c.token_ids, 5, 6, 7] for p, c in zip(prompts[:3], plain[:3], strict=True)}
     engine = cheaply(Engine(folder, speculate=Guess(answers)))
     assert engine.generate(prompts[:3], asked[:3]) == plain[:3] and clean(engine)
+    assert engine.stats().accepted > 0
 
 
 def test_limits_and_the_context_are_kept(model):
@@ -317,7 +319,7 @@ def test_cancels_in_the_middle_leave_nothing(model, speculate):
     by = draft_model() if speculate == "model" else speculate
     engine = cheaply(Engine(model, speculate=by, cache_blocks=24, max_sequences=6))
     alive, kept = [], []
-    for n in range(400):
+    for n in range(150):
         prompt = repetitive(1, n)[0]
         params = SamplingParams(
             max_tokens=dice.randint(1, 40), temperature=n % 2, seed=n, speculate=n % 7 > 0
@@ -400,7 +402,7 @@ def test_what_is_never_right_is_hardly_guessed(model):
     engine = Engine(model, speculate=guess)
     engine.scheduler.speculation.costs = Fixed(7, 1)
     same(engine.generate(prompts, max_tokens=60, temperature=0), plain)
-    assert 0 < engine.stats().drafted < 20
+    assert 0 < engine.stats().drafted < 30, "of 31 in each of 60 steps"
 
 
 # ---- the drafters
