@@ -87,7 +87,7 @@ def bench(
             f"{longest:,} tokens are more than the model's context of {packed.config.context:,}",
             fix="ask for fewer",
         )
-    work = _work(mode, executor, packed.config, many, prompt_tokens, context, tokens)
+    work = workload(mode, executor, packed.config, many, prompt_tokens, context, tokens)
     if through_engine:
         work = _through_engine(executor, packed.config, mode, many, prompt_tokens, tokens)
     step_bytes = read_bytes(packed, many) + many * context * executor.block_bytes / _BLOCK
@@ -181,7 +181,7 @@ def read_bytes(packed: PackedModel, sequences: int) -> float:
 
 
 # ---- how it is measured
-def _work(
+def workload(
     mode: str,
     executor: Executor,
     config: ModelConfig,
