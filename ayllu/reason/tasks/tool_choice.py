@@ -4,7 +4,8 @@ Tools must be taught, not hoped for, and so must leaving them alone: half of wha
 The conversation offers a few tools; the request comes after a fixed question, and the answer is one
 name. When the right tool isn't on offer the right answer is `none`, however near another one seems. The
 phrasings stand in `phrases/requests.toml`.
-`test` has requests (numbers and words filled in) that practice never shows, whatever is on offer; `templates` has phrasings that practice never meets.
+`test` has requests (numbers and words filled in) that practice never shows, whatever is on offer;
+`templates` has phrasings that practice never meets.
 """
 
 from __future__ import annotations
