@@ -1,8 +1,8 @@
 """One step's work for an executor: a ragged batch over the paged cache.
 
 Any number of sequences, each with one new token or a stretch of its prompt (continuous batching, Orca, Yu et
-al. 2022; chunked prefill, Sarathi, Agrawal et al. 2023). Keys and values live in blocks of `BLOCK` tokens that a
-sequence's table lists (PagedAttention, Kwon et al. 2023).
+al. 2022; chunked prefill, Sarathi, Agrawal et al. 2023). Keys and values live in blocks of `BLOCK` tokens
+that a sequence's table lists (PagedAttention, Kwon et al. 2023).
 """
 
 from __future__ import annotations
