@@ -4,6 +4,7 @@
 # make lint   style, types and the floors of the house
 # make bench  throughput of training against this machine's matrix-product rate
 # make fuzz   100,000 damaged files: typed errors, no crash, little memory (FUZZ='--count N --seed S')
+# make escapes  every attempt to get out of the sandbox, behind each wall alone
 # make parity  docs/parity.md: every family beside transformers
 # make clean  remove what was built (runs/ stays)
 
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard ayllu/native/*.cpp ayllu/native/*.h)
 
-.PHONY: setup demo test test-native lint bench fuzz parity clean
+.PHONY: setup demo test test-native lint bench fuzz escapes parity clean
 
 setup: .venv/.done
 
@@ -64,6 +65,9 @@ bench: setup
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+escapes: setup
+	AYLLU_ESCAPES=all $(BIN)/python -m pytest tests/escapes
 
 parity: setup
 	$(BIN)/python tests/parity/report.py

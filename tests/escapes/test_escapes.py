@@ -1,9 +1,9 @@
 """Model-written code tries to get out of the sandbox: each line of the table, on each wall that must hold
 alone.
 
-The same table runs behind all walls, behind Landlock without namespaces, and behind namespaces without
-Landlock; as the current user and, where that is root, as an ordinary user too. A last run without any wall
-shows that the attempts are real: those that can be let succeed do.
+The same table runs behind all walls, as the current user and, where that is root, as an ordinary user too;
+`make escapes` (AYLLU_ESCAPES=all) also behind Landlock without namespaces and behind namespaces without
+Landlock. A last run without any wall shows that the attempts are real: those that can be let succeed do.
 """
 
 import json
@@ -22,6 +22,8 @@ NAMES = [attempt.name for attempt in EVERY]
 ORDINARY = 65534
 USERS = [None, ORDINARY] if os.geteuid() == 0 else [None]
 LEVELS = {"full": [], "landlock": ["namespaces"], "namespaces": ["landlock"]}
+if os.environ.get("AYLLU_ESCAPES") != "all":
+    LEVELS = {"full": []}
 RUNS = [(level, user) for user in USERS for level in LEVELS if user is None or level != "namespaces"]
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the walls are those of Linux")
