@@ -204,7 +204,7 @@ def test_pasted_answers_are_right() -> None:
     assert call == "-> " + call_text("calculator", {"expression": "+".join(map(str, large))})
     ran = Toolbox([CALCULATOR]).call(Call.parse(call.removeprefix("-> ")))
     assert ran.ok and result == f"<- {ran.text}" and answer == ran.text == str(sum(large))
-    search, expression = lines[len(total) + 3 :]
+    *_, search, expression = lines[len(total) + 3 :]
     *given, target = (int(n) for n in re.findall(r"\d+", asked[2]))
     assert search.endswith(f"={target}!") and check(expression, given, target) == (True, "")
 

@@ -25,14 +25,15 @@ from ayllu.engine.draftmodel import open_drafter
 from ayllu.engine.executors import Executor, make_executor
 from ayllu.engine.executors.torch import depends_on_length
 from ayllu.engine.memory import cache_blocks as size_of_cache
+from ayllu.engine.packed import PackedModel
 from ayllu.engine.prefix import PrefixCache
+from ayllu.engine.quantize import open_model
 from ayllu.engine.request import MAX_SEED, Completion, Sampled, SamplingParams, Sequence
 from ayllu.engine.scheduler import Scheduler, Work
 from ayllu.engine.speculate import Drafter, Speculation, accepted
 from ayllu.engine.stopping import StopReader
 from ayllu.errors import ContextLengthError, EngineFailedError, RequestError
 from ayllu.model.decoder import Decoder
-from ayllu.model.weights import load_model
 from ayllu.text.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -67,7 +68,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Decoder | Path | str,
+        model: Decoder | PackedModel | Path | str,
         *,
         weights: str = "auto",
         device: str = "cpu",
@@ -86,10 +87,10 @@ class Engine:
         executor: Executor | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        if not isinstance(model, Decoder):
+        if not isinstance(model, Decoder | PackedModel):
             folder = Path(model)
             self.tokenizer = tokenizer or Tokenizer.load(folder)
-            model = load_model(folder, device=device)
+            model = open_model(folder, weights, device)
         config = model.config
         self.executor = executor or make_executor(model, weights, device, cache)
         self.vocab_size = config.vocab_size
