@@ -107,12 +107,18 @@ def faults_of(source: str) -> list[str]:
     return found
 
 
+# Model-written programs run in this one file, called only in the forked child that has raised the sandbox's
+# walls round itself (tests/escapes).
+RUNS_MODEL_CODE = "tools/walls/inmate.py"
+
+
 def test_no_code_of_the_package_can_run_what_a_file_says():
     faults = {
         str(path.relative_to(PACKAGE)): found
         for path in sorted(PACKAGE.rglob("*.py"))
         if (found := faults_of(path.read_text(encoding="utf-8")))
     }
+    assert set(faults.pop(RUNS_MODEL_CODE)) == {"compile", "exec", "eval"}
     assert not faults
 
 

@@ -18,6 +18,7 @@ doesn't wait for them and later ones find them there.
 from __future__ import annotations
 
 import _socket
+import importlib
 import json
 import os
 import select
@@ -241,7 +242,7 @@ def _serve(channel: Any, keeper: Keeper) -> None:
     waiting = list(PRELOADED)
     while True:
         while waiting and not ready.poll(0):
-            __import__(waiting.pop(0))
+            importlib.import_module(waiting.pop(0))
         data, extra, _, _ = channel.recvmsg(1, _socket.CMSG_SPACE(12))
         if not data or not extra:
             return
