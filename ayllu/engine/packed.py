@@ -17,6 +17,7 @@ from ayllu import native
 from ayllu.errors import RequestError
 from ayllu.model.config import AttentionSpec, MLPSpec, ModelConfig
 from ayllu.model.decoder import Decoder
+from ayllu.model.rope import DEPENDS_ON_LENGTH
 
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 LANES = 16  # rows woven together
@@ -43,12 +44,6 @@ class Packed:
         offset = index * (self.data.numel() // self.count)
         bias = 0 if self.bias is None else self.bias.data_ptr()
         return self.data.data_ptr() + offset, bias, self.rows, self.columns, self.format
-
-    def row(self, index: int) -> Tensor:
-        """One row as float32."""
-        out = torch.empty(self.columns)
-        core().unpack_rows(self.describe(), index, 1, out.data_ptr())
-        return out
 
     def dequantised(self) -> Tensor:
         """All of it as float32: (rows, columns), or (count, rows, columns) of experts."""
@@ -189,7 +184,7 @@ def supports(config: ModelConfig) -> str | None:
         if attention.head_dim > 1024:
             return f"heads of {attention.head_dim} channels"
         scaling = attention.rope.scaling if attention.rope else None
-        if scaling is not None and scaling.kind in ("dynamic", "longrope"):
+        if scaling is not None and scaling.kind in DEPENDS_ON_LENGTH:
             return "positions that depend on the length of the text"
         if spec.parallel or mlp.activation != "silu" or (isinstance(mlp, MLPSpec) and not mlp.gated):
             return "this form of block"

@@ -67,7 +67,6 @@ class NativeExecutor:
         self.cache_BX = torch.empty(0, self.block_bytes, dtype=torch.uint8)
         self._tables: list[tuple[Tensor, Tensor]] = []
         self._positions = 0
-        self._level = level
 
     @property
     def fingerprint(self) -> str:
