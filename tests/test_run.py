@@ -293,7 +293,7 @@ def test_damage_is_noticed_and_mended(place: Path, how: str) -> None:
 def test_a_half_done_stage_of_other_settings_is_not_gone_on_with(place: Path) -> None:
     recipe(place, "[count]\nsteps = 500\npause = 0.05\n")
     process = start(place)
-    while not (place / "out" / "count" / "state.json").exists():
+    while not (place / "out" / "metrics.jsonl").exists():  # written after state.json
         time.sleep(0.02)
     process.kill()
     process.wait()
