@@ -39,8 +39,9 @@ setup: .venv/.done
 demo: setup
 	$(BIN)/ayllu make recipes/demo.toml
 
+# At most four processes: each holds torch, and two cores are what the tests are made for.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # The extension once more with the compiler's sanitizers, and the tests that reach into it. Python itself isn't built
 # with them: their library must be there first, and what Python leaves behind at its end is not our leak.
