@@ -16,7 +16,7 @@ from ayllu.files import make_folder, new_folder, read_json, typed_os_errors, wri
 from ayllu.gguf import read_header
 from ayllu.models import resolve_model
 
-FORMATS = ("gguf", "hf")
+FORMATS = ("auto", "gguf", "hf")
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 BESIDE = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
@@ -54,25 +54,28 @@ def import_model(name: str, out: Path, *, dtype: str = "auto") -> dict[str, Any]
     return _summary(model, out, "hf", config["dtype"]) | {"tokenizer": _has_tokenizer(out)}
 
 
-def export_model(name: str, out: Path, *, form: str = "gguf", kind: str = "F16") -> dict[str, Any]:
-    """Write the model `name` as the GGUF file `out`, or (form "hf") as a Hugging Face folder.
+def export_model(name: str, out: Path, *, form: str = "auto", kind: str = "F16") -> dict[str, Any]:
+    """Write the model `name` as the GGUF file `out`, or as a Hugging Face folder. `out` must not exist.
 
-    `kind`: of the matrices of a GGUF file: F16, BF16, Q8_0 or Q4_0. Returns what was written.
+    `form`: gguf or hf; auto takes gguf for a name that ends in .gguf, else hf. `kind`: of the matrices of
+    a GGUF file: F16, BF16, Q8_0 or Q4_0. Returns what was written.
     Errors: UsageError, RequestError for what llama.cpp can't compute or read, those of `load_model`.
     """
+    if form not in FORMATS:
+        raise UsageError(f"--format {form} is not known", fix=f"give one of {', '.join(FORMATS)}")
+    if form == "hf" or (form == "auto" and out.suffix.lower() != ".gguf"):
+        return import_model(name, out)
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder, and a GGUF model is one file", fix=f"try {out / 'model.gguf'}")
+    if out.exists():
+        raise UsageError(f"{out} exists already", fix="name a file that doesn't")
+    source = find(name)
     from ayllu.model.formats.gguf import EXPORTED, write_gguf
     from ayllu.model.weights import load_model
     from ayllu.text.gguf_vocabulary import gguf_values
 
-    if form not in FORMATS:
-        raise UsageError(f"--format {form} is not known", fix=f"give one of {', '.join(FORMATS)}")
-    if form == "hf":
-        return import_model(name, out)
     if (kind := kind.upper()) not in EXPORTED:
         raise UsageError(f"--kind {kind} is not known", fix=f"give one of {', '.join(EXPORTED)}")
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder, and a GGUF model is one file", fix=f"try {out / 'model.gguf'}")
-    source = find(name)
     model = load_model(source, dtype="auto")
     if source.is_file():
         stored = read_header(source).metadata

@@ -243,7 +243,7 @@ def export(
     out: Path,
     /,
     *,
-    form: Annotated[str, Parameter(name="--format")] = "gguf",
+    form: Annotated[str, Parameter(name="--format")] = "auto",
     kind: str = "F16",
     as_json: Json = False,
 ) -> None:
@@ -252,9 +252,9 @@ def export(
     Parameters
     ----------
     out
-        The file (or, for hf, the folder) to make.
+        The file (or, for hf, the folder) to make; it must not exist.
     form
-        gguf or hf.
+        gguf or hf (default: gguf for a name that ends in .gguf, else hf).
     kind
         How a GGUF file holds the matrices: F16, BF16, Q8_0 or Q4_0.
     """

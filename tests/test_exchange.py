@@ -119,7 +119,8 @@ def test_a_foreign_model_keeps_its_sentencepiece(tmp_path: Path) -> None:
 def test_a_hugging_face_folder_is_copied_whole(folder: Path, tmp_path: Path) -> None:
     (folder / "LICENSE").write_text("free", encoding="utf-8")
     (folder / "run_me.py").write_text("raise SystemExit", encoding="utf-8")
-    export_model(str(folder), tmp_path / "copy", form="hf")
+    said = export_model(str(folder), tmp_path / "copy")  # a name that isn't one of a GGUF file
+    assert said["format"] == "hf"
     assert (tmp_path / "copy" / "LICENSE").read_text() == "free"
     assert not (tmp_path / "copy" / "run_me.py").exists()
     for name in ("model.safetensors", "tokenizer.json", "generation_config.json"):
@@ -158,9 +159,11 @@ def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["export", "{model}", "{out}", "--kind", "Q3_K"], 2, "--kind"),
+        (["export", "{model}", "{out}.gguf", "--kind", "Q3_K"], 2, "--kind"),
         (["export", "{model}", "{out}", "--format", "onnx"], 2, "--format"),
-        (["export", "{model}", "{model}"], 2, "one file"),
+        (["export", "{model}", "{model}", "--format", "gguf"], 2, "one file"),
+        (["export", "{model}", "{bad}"], 2, "exists already"),
+        (["export", "{model}", "{model}"], 2, "exists already"),
         (["export", "nothing", "{out}"], 4, "there is no model"),
         (["import", "{model}", "{model}"], 2, "exists already"),
         (["import", "{bad}", "{out}"], 5, "GGUF"),
