@@ -62,6 +62,10 @@ class Matcher:
         allowed_V[self._vocabulary.textless] = False
         return allowed_V, ends
 
+    def again(self) -> Matcher:
+        """Another one at this place."""
+        return Matcher(self._inner.deep_copy(), self._vocabulary)
+
     def consume(self, token: int) -> None:
         """Take a token that was allowed."""
         with self._closed():

@@ -29,6 +29,26 @@ class Grammar:
 
 
 @dataclass(frozen=True)
+class Enclosed:
+    """What stands between the control tokens `open_id` and `close_id` must follow `grammar`, each time anew;
+    the rest of the text is free, but `close_id` comes only after `open_id`."""
+
+    open_id: int
+    close_id: int
+    grammar: Grammar
+
+    def __post_init__(self) -> None:
+        for name in ("open_id", "close_id"):
+            value = getattr(self, name)
+            good = _is_whole(value) and value >= 0
+            _check(f"enclosed {name}", good, "that is a whole number from 0", value)
+        differ = self.open_id != self.close_id
+        _check("enclosed close_id", differ, "other than the open_id", self.close_id)
+        good = isinstance(self.grammar, Grammar)
+        _check("enclosed grammar", good, "that is a Grammar", self.grammar)
+
+
+@dataclass(frozen=True)
 class ThinkingBudget:
     """How long a model may think: between the control tokens `open_id` and `close_id`.
 
@@ -113,6 +133,7 @@ class SamplingParams:
     top_logprobs: int = 0
     prompt_logprobs: bool = False
     grammar: Grammar | None = None
+    enclosed: Enclosed | None = None
     thinking: ThinkingBudget | None = None
     priority: int = 0
     ignore_stop: bool = False
@@ -143,7 +164,7 @@ class SamplingParams:
         _check("cache_salt", isinstance(self.cache_salt, str), "that is text", self.cache_salt)
         good = isinstance(self.logit_bias, tuple) and all(map(_is_bias, self.logit_bias))
         _check("logit_bias", good, "that is a tuple of (token id, from -100 to 100)", self.logit_bias)
-        for name, kind in (("grammar", Grammar), ("thinking", ThinkingBudget)):
+        for name, kind in (("grammar", Grammar), ("enclosed", Enclosed), ("thinking", ThinkingBudget)):
             value = getattr(self, name)
             _check(name, value is None or isinstance(value, kind), f"that is a {kind.__name__}", value)
         self._refuse_contradictions()
@@ -173,6 +194,11 @@ class SamplingParams:
                 "leave one of them out",
             ),
             (self.ignore_stop and self.grammar is not None, "a grammar with ignore_stop", "leave one out"),
+            (
+                self.grammar is not None and self.enclosed is not None,
+                "a grammar for the whole text and another for enclosed parts of it",
+                "leave one out",
+            ),
         ):
             if wrong:
                 raise RequestError(what, fix=fix)

@@ -34,7 +34,12 @@ class Steering:
         self.thinking = Thinking.begin(params.thinking) if params.thinking else None
         stops = () if params.ignore_stop else params.stop_ids
         self._stops = [i for i in stops if 0 <= i < vocab_size]
-        self._ends, self.matcher, self.reader = self._stops, None, None
+        self._ends, self.matcher, self.enclosure, self.reader = self._stops, None, None, None
+        if params.enclosed is not None:
+            from ayllu.engine.enclosed import Enclosure  # here: most requests have none
+
+            known = _needed(tokenizer, "a grammar for enclosed text")
+            self.enclosure = Enclosure(params.enclosed, known, vocab_size)
         if params.grammar is not None:
             from ayllu.engine.grammar import matcher  # here: most requests have none
 
@@ -50,6 +55,8 @@ class Steering:
         """The state of a sequence that needs one. RequestError where its parameters don't fit the model."""
         params = sequence.params
         named = [("logit_bias", i) for i, _ in params.logit_bias]
+        if params.enclosed is not None:
+            named += [("enclosed", params.enclosed.open_id), ("enclosed", params.enclosed.close_id)]
         if (budget := params.thinking) is not None:
             named += [("thinking", budget.open_id), ("thinking", budget.close_id)]
             if budget.open_id == budget.close_id:
@@ -58,6 +65,7 @@ class Steering:
             if token >= vocab_size:
                 raise RequestError(f"{name} names token {token}, the vocabulary ends at {vocab_size - 1}")
         steered = params.min_tokens or params.grammar or params.thinking or params.stop_strings
+        steered = steered or params.enclosed
         if not steered and not Penalties.needed(params):
             return None
         return cls(params, sequence.prompt_ids, tokenizer, vocab_size)
@@ -71,6 +79,12 @@ class Steering:
         """Change one row of logits in place -> the token that has to come, if one has to."""
         if not drafts and self.error is None:
             self._failures, self._since = [], ()
+        try:
+            if self.enclosure is not None and self._keep_enclosed(logits_V, drafts):
+                return None
+        except AylluError as error:
+            self._fail_after(drafts, error, logits_V)
+            return None
         thinking, answer = self.thinking, list[int]()
         for token in drafts:
             if thinking is None or not thinking.belongs(token):
@@ -101,9 +115,27 @@ class Steering:
             if bool(logits_V.amax() == -torch.inf):
                 raise GrammarFailedError("no token fits what was asked for", fix="loosen the constraints")
         except AylluError as error:
-            self._failures.append((self._since + tuple(drafts), error))
-            logits_V.zero_()  # something that can be drawn from; the engine drops it
+            self._fail_after(drafts, error, logits_V)
         return None
+
+    def _fail_after(self, drafts: Ids[int], error: AylluError, logits_V: Tensor) -> None:
+        self._failures.append((self._since + tuple(drafts), error))
+        logits_V.zero_()  # something that can be drawn from; the engine drops it
+
+    def _keep_enclosed(self, logits_V: Tensor, drafts: Ids[int]) -> bool:
+        """Inside an enclosure forbid what doesn't fit -> whether that was all there is to do: neither the end
+        of thinking nor a least length reaches in there."""
+        assert self.enclosure is not None
+        allowed_V = self.enclosure.mask(drafts)
+        if allowed_V is None:
+            logits_V[self.enclosure.rule.close_id] = -torch.inf
+            return False
+        if self.penalties is not None:
+            self.penalties.apply(logits_V, drafts)
+        logits_V.masked_fill_(~torch.from_numpy(allowed_V).to(logits_V.device), -torch.inf)
+        if bool(logits_V.amax() == -torch.inf):
+            raise GrammarFailedError("no token fits what was asked for", fix="loosen the constraints")
+        return True
 
     def _keep_to_grammar(
         self, logits_V: Tensor, answer: list[int], thinking: Thinking | None, short: bool
@@ -134,14 +166,16 @@ class Steering:
         thought = self.thinking is not None and self.thinking.belongs(token)
         if self.thinking is not None:
             self.thinking = self.thinking.after(token)
-        if self.matcher is not None and not thought and token not in self._stops:
-            try:
+        try:
+            if self.enclosure is not None:
+                self.enclosure.accept(token)
+            if self.matcher is not None and not thought and token not in self._stops:
                 self.matcher.consume(token)
                 if self.matcher.complete and not self._ends:
                     return "stop"
-            except AylluError as error:
-                self._failures, self._since = [((), error)], ()
-                return "error"
+        except AylluError as error:
+            self._failures, self._since = [((), error)], ()
+            return "error"
         if self.reader is not None:
             self.reader.push(token)
             if self.reader.stopped:
