@@ -31,6 +31,21 @@ class AylluWarning(UserWarning):
     """Something that a user should look at and that is no error; given to `warnings.warn`."""
 
 
+class CutOffError(AylluError):
+    """The tokens ended before the answer began: all of them were thinking or calls."""
+
+    code = "cut_off"
+
+    def __init__(self, tokens: int, most: int | None) -> None:
+        super().__init__(
+            "the answer was cut off before it began",
+            why=f"{tokens} tokens of thinking and calls used up what was allowed"
+            if most is not None
+            else f"{tokens} tokens of thinking and calls filled the context",
+            fix="allow more with --max-tokens" if most is not None else "ask for less at once",
+        )
+
+
 class UsageError(AylluError):
     """The command line's words are off."""
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ayllu.engine.options import EngineOptions
 from ayllu.errors import AylluError, ContextLengthError, NotUtf8Error, RequestError, UsageError
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def load_talk(
     temperature: float | None,
     seed: int | None,
     conversing: bool = False,
+    engine: EngineOptions | None = None,
 ) -> Iterator[Talk]:
     """Load the model of `folder`; what is None is as its generation_config.json says.
 
@@ -144,8 +146,9 @@ def load_talk(
         min_p=usual.min_p,
         seed=seed,
     )
-    with Engine(folder, tokenizer=tokenizer) as engine:
-        yield Talk(engine, chat, Toolbox((CALCULATOR,) if tools and tokenizer.native else ()), params)
+    how = (engine or EngineOptions()).arguments()
+    with Engine(folder, tokenizer=tokenizer, **how) as opened:
+        yield Talk(opened, chat, Toolbox((CALCULATOR,) if tools and tokenizer.native else ()), params)
 
 
 def goes_on_with_text(folder: Path) -> bool:

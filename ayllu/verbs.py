@@ -9,18 +9,22 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from ayllu import __version__
-from ayllu.errors import UsageError
+from ayllu.engine.options import EngineOptions
+from ayllu.errors import CutOffError, UsageError
 
 Flag = Parameter(negative=())
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
 Model = Annotated[Path, Parameter(help="A model folder, a run folder, or a name under models/.")]
 AnyModel = Annotated[str, Parameter(help="A model folder, a run folder, a name under models/, a .gguf file.")]
+EngineFlags = Annotated[EngineOptions, Parameter(name="*")]
+_USUAL = EngineOptions()
 
 app = App(
     name="ayllu",
@@ -92,6 +96,7 @@ def run(
     tools: Annotated[bool, Parameter(name="--tools", negative="--no-tools")] = True,
     quiet: Annotated[bool, Flag] = False,
     as_json: Json = False,
+    engine: EngineFlags = _USUAL,
 ) -> None:
     """Answer one prompt: the answer to stdout, thinking and tool calls to stderr.
 
@@ -114,11 +119,15 @@ def run(
 
     folder = _model_folder(model)
     question = read_prompt(prompt, folder)
-    with load_talk(folder, tools=tools, max_tokens=max_tokens, temperature=temperature, seed=seed) as talk:
+    with load_talk(
+        folder, tools=tools, max_tokens=max_tokens, temperature=temperature, seed=seed, engine=_named(engine)
+    ) as talk:
         said = one_answer(talk, question, quiet=quiet, silent=as_json)
     if as_json:
         print(json.dumps(said, indent=2, ensure_ascii=False))
-    elif said["finish_reason"] == "length":
+    if said["finish_reason"] == "length":
+        if not said["answer"].strip():
+            raise CutOffError(said["tokens"], max_tokens)
         print("(cut off: no room or no tokens were left)", file=sys.stderr)
 
 
@@ -131,6 +140,7 @@ def chat(
     temperature: float | None = None,
     seed: int | None = None,
     tools: Annotated[bool, Parameter(name="--tools", negative="--no-tools")] = True,
+    engine: EngineFlags = _USUAL,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.
 
@@ -148,19 +158,15 @@ def chat(
     from ayllu.terminal import converse, load_talk
 
     folder = _model_folder(model)
-    with load_talk(
-        folder,
-        tools=tools,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed,
-        conversing=True,
-    ) as talk:
+    wish = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "engine": _named(engine)}
+    with load_talk(folder, tools=tools, conversing=True, **wish) as talk:  # type: ignore[arg-type]
         converse(talk)
 
 
 @app.command
-def serve(model: Model, /, *, host: str = "127.0.0.1", port: int = 8080) -> None:
+def serve(
+    model: Model, /, *, host: str = "127.0.0.1", port: int = 8080, engine: EngineFlags = _USUAL
+) -> None:
     """Serve a model over HTTP (OpenAI's chat completions) until Ctrl-C.
 
     Parameters
@@ -170,14 +176,9 @@ def serve(model: Model, /, *, host: str = "127.0.0.1", port: int = 8080) -> None
     port
         Port to listen on; 0 takes a free one.
     """
-    folder = _model_folder(model)
-    if not 0 <= port <= 65535:
-        raise UsageError(
-            f"--port {port} is not possible", fix="give a port from 1 to 65535, or 0 for a free one"
-        )
     from ayllu.serve.app import serve as serve_model
 
-    serve_model(folder, host, port)
+    serve_model(_model_folder(model), host, port, options=_named(engine))
 
 
 @app.command
@@ -382,6 +383,13 @@ def _model_folder(name: Path) -> Path:
     from ayllu.models import resolve_model
 
     return resolve_model(str(name))
+
+
+def _named(engine: EngineOptions) -> EngineOptions:
+    """With the folder of the model that guesses."""
+    if engine.speculate in (None, "ngram"):
+        return engine
+    return replace(engine, speculate=str(_model_folder(Path(str(engine.speculate)))))
 
 
 def own_name() -> str:

@@ -298,8 +298,11 @@ def test_prompts_that_are_none(model: str, capsys: Any, monkeypatch: pytest.Monk
 
 
 def test_an_answer_that_is_cut_is_said_to_be(model: str, capsys: Any) -> None:
-    assert call_cli("run", model, "stop", "--max-tokens", "5") == 0
-    assert "cut off" in capsys.readouterr().err
+    assert call_cli("run", model, "stop", "--max-tokens", "5") == 1, "it had not begun"
+    assert "cut off before it began" in capsys.readouterr().err
+    assert call_cli("run", model, "stop", "--max-tokens", "5", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["answer"] == ""
+    assert call_cli("run", model, "What is 12+30?", "--max-tokens", "60") == 0
 
 
 def test_load_errors_keep_their_exit_code(model: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,11 @@ from ayllu.engine.executors import Executor, make_executor
 from ayllu.engine.lookup import Lookup
 from ayllu.engine.memory import cache_blocks
 from ayllu.engine.prefix import PrefixCache
+from ayllu.engine.quantize import open_model, packed_kinds
 from ayllu.engine.request import Sequence
 from ayllu.engine.scheduler import Work
 from ayllu.engine.speculate import MOST_GUESSES, MOST_SEQUENCES, Drafter
 from ayllu.errors import RequestError
-from ayllu.model.weights import load_model
 from ayllu.text.tokenizer import Tokenizer
 
 _STRETCH = 512  # tokens that it reads in one go, so that nobody waits long for a text it doesn't know yet
@@ -58,7 +58,7 @@ class DraftModel:
     ) -> DraftModel:
         """From a model folder. RequestError where its vocabulary isn't that of the large model."""
         own = Tokenizer.load(folder)
-        model = load_model(folder, device=device)
+        model = open_model(folder, "auto" if packed_kinds(folder) else weights, device)
         same = tokenizer is None or tokenizer.inner.get_vocab() == own.inner.get_vocab()
         if not same or model.config.vocab_size != vocab_size:
             raise RequestError(

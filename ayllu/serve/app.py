@@ -32,6 +32,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ayllu.engine.engine import Engine
+from ayllu.engine.options import EngineOptions
 from ayllu.errors import AylluError, PortInUseError, RefusedError, UsageError
 from ayllu.reason.foreign import Continuation, chat_of, no_chat_format
 from ayllu.serve.connection import Connection
@@ -119,18 +120,18 @@ def serve(
     *,
     name: str | None = None,
     api_key: str | None = None,
-    weights: str = "auto",
-    device: str = "cpu",
+    options: EngineOptions | None = None,
     limits: Limits | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a model folder until SIGTERM or Ctrl-C.
 
     `name` is what clients call the model (default: the folder's name, or the run's). `api_key` comes
-    from AYLLU_API_KEY when not given. `on_ready` gets the base URL. Port 0 takes any free one.
+    from AYLLU_API_KEY when not given. `options`: how the engine runs. `on_ready` gets the base URL. Port 0
+    takes any free one.
     Raises PortInUseError, RefusedError (an open address without a key), and what loading raises.
     """
-    limits = limits or Limits()
+    limits, engine = limits or Limits(), (options or EngineOptions()).arguments()
     api_key = checked_key(api_key if api_key is not None else os.environ.get("AYLLU_API_KEY"))
     local = is_loopback(host)
     if not local and api_key is None:
@@ -142,7 +143,7 @@ def serve(
     listening = listen(host, port)
     _log_to_stderr()
     with listening:
-        service = _load(model_folder, name, weights, device, limits)
+        service = _load(model_folder, name, engine, limits)
         try:
             address = listening.getsockname()
             shown = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -157,7 +158,7 @@ def serve(
             service.close()
 
 
-def _load(model_folder: Path, name: str | None, weights: str, device: str, limits: Limits) -> Service:
+def _load(model_folder: Path, name: str | None, engine: dict[str, Any], limits: Limits) -> Service:
     folder = Path(model_folder)
     tokenizer = Tokenizer.load(folder)
     chat = chat_of(folder, tokenizer)
@@ -167,9 +168,7 @@ def _load(model_folder: Path, name: str | None, weights: str, device: str, limit
 
     def open_engine() -> Any:
         # One more sequence than answers, so that /readyz is never kept out by a full house.
-        return Engine(
-            folder, weights=weights, device=device, max_sequences=limits.running + 1, tokenizer=tokenizer
-        )
+        return Engine(folder, max_sequences=limits.running + 1, tokenizer=tokenizer, **engine)
 
     service = Service(
         open_engine,

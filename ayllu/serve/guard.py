@@ -34,6 +34,14 @@ def presented_key(headers: Headers) -> str:
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
+def cache_salt(headers: Headers) -> str:
+    """Whose stored text a request may meet: holders of one key share computed prefixes, others don't learn
+    from the time of an answer what somebody else has asked (CVE-2025-46570)."""
+    key = presented_key(headers)
+    secret = b"ayllu cache salt\0" + key.encode("utf-8", "surrogateescape")
+    return hashlib.sha256(secret).hexdigest() if key else ""
+
+
 def same_key(given: str, wanted: str) -> bool:
     """Equality in constant time, whatever the lengths."""
     digests = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in (given, wanted)]

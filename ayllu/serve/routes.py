@@ -20,7 +20,7 @@ from ayllu import __version__
 from ayllu.serve import openai, sse
 from ayllu.serve.enginethread import log_failure
 from ayllu.serve.faults import ApiError, as_api_error
-from ayllu.serve.guard import guarded
+from ayllu.serve.guard import cache_salt, guarded
 from ayllu.serve.limits import Limits
 from ayllu.serve.openai import Says
 from ayllu.serve.service import Job, Service
@@ -70,7 +70,7 @@ async def _chat(service: Service, request: Request) -> Response:
     asked, ignored = openai.parse_chat(body)
     if asked.model is not None:
         _known_model(service, asked.model)
-    prepared = await run_in_threadpool(service.prepare, asked)
+    prepared = await run_in_threadpool(service.prepare, asked, cache_salt(request.headers))
     job = service.start_job(prepared)
     headers = {"x-ignored-fields": ", ".join(ignored)} if ignored else {}
     logprobs = bool(asked.logprobs)

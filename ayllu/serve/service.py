@@ -130,8 +130,9 @@ class Service:
         self.draining = True
         self.engine.close()
 
-    def prepare(self, request: ChatRequest) -> Prepared:
-        """Tokenise and check; runs for long on long prompts, so not on the event loop's thread.
+    def prepare(self, request: ChatRequest, salt: str = "") -> Prepared:
+        """Tokenise and check; runs for long on long prompts, so not on the event loop's thread. Prefixes are
+        shared with requests of the same `salt` only.
 
         Raises RequestError and ApiError (400), ContextLengthError with both numbers.
         """
@@ -151,7 +152,7 @@ class Service:
         return Prepared(
             transcript,
             prompt,
-            self._params(request, wanted),
+            self._params(request, wanted, salt),
             toolbox,
             (stop,) if isinstance(stop, str) else tuple(stop),
             request.n or 1,
@@ -223,7 +224,7 @@ class Service:
                 raise invalid(f"this server has no tool {name!r}; it has: {known}", f"ayllu_tools[{index}]")
         return self.toolbox.only(wanted)
 
-    def _params(self, request: ChatRequest, max_tokens: int | None) -> SamplingParams:
+    def _params(self, request: ChatRequest, max_tokens: int | None, salt: str) -> SamplingParams:
         default = self.defaults
         given = (request.temperature, request.top_p, request.top_k, request.min_p)
         fallback = (default.temperature, default.top_p, default.top_k, default.min_p)
@@ -238,4 +239,5 @@ class Service:
             min_p=min_p,
             # Seeds are 64 bits without a sign; -1 is as good a seed as any other.
             seed=None if request.seed is None else request.seed & ((1 << 63) - 1),
+            cache_salt=salt,
         )

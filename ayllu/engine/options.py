@@ -1,0 +1,68 @@
+"""How an engine runs, as a person says it on the command line: the flags that run, chat and serve share.
+
+Nothing here imports torch: the words are parsed before a model is thought of.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ayllu.errors import UsageError
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def bytes_of(size: str) -> int:
+    """Bytes of "8GB", "500 MB", "1.5GiB" or a plain number. UsageError for anything else, and for none."""
+    found = _SIZE.fullmatch(size.strip())
+    if found is not None:
+        number, prefix, binary = found.groups()
+        count = float(number) * (1024 if binary else 1000) ** _POWERS[prefix.lower()]
+        if 1 <= count < 2**62:
+            return int(count)
+    raise UsageError(f"{size[:40]!r} is no size", fix="write it like 500MB or 8GB")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What two sensible people would choose differently; see `Engine`.
+
+    Parameters
+    ----------
+    weights
+        float32, bfloat16, int8 or int4 (default: as the model is stored).
+    cache
+        How keys and values are kept: float32, bfloat16 or int8 (default: follows the weights).
+    cache_folder
+        Keep what was read in this folder: conversations go on after a restart without being read again.
+    cache_folder_size
+        At most so much there; what wasn't used for longest goes first.
+    speculate
+        Guess several tokens at once: ngram (from the text itself), or a smaller MODEL of the same vocabulary.
+    device
+        cpu, or cuda for a GPU.
+    """
+
+    weights: str = "auto"
+    cache: str = "auto"
+    cache_folder: Path | None = None
+    cache_folder_size: str = "8GB"
+    speculate: str | None = None
+    device: str = "cpu"
+
+    def arguments(self) -> dict[str, Any]:
+        """For `Engine`. UsageError for a size or a device that is none."""
+        if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", self.device):
+            raise UsageError(f"there is no device {self.device[:40]!r}", fix="choose cpu, cuda or cuda:1")
+        return {
+            "weights": self.weights,
+            "cache": self.cache,
+            "cache_folder": self.cache_folder,
+            "cache_folder_bytes": bytes_of(self.cache_folder_size),
+            "speculate": self.speculate,
+            "device": self.device,
+        }
