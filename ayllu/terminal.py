@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ayllu.engine.options import EngineOptions
 from ayllu.errors import AylluError, ContextLengthError, NotUtf8Error, RequestError, UsageError
+from ayllu.serve.options import EngineOptions
 
 if TYPE_CHECKING:
     from ayllu.engine.engine import SamplingParams

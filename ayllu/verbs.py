@@ -16,8 +16,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from ayllu import __version__
-from ayllu.engine.options import EngineOptions
 from ayllu.errors import CutOffError, UsageError
+from ayllu.serve.options import EngineOptions
 
 Flag = Parameter(negative=())
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
@@ -350,6 +350,65 @@ def bench(
         sequences=sequences, context=context, threads=threads, runs=runs, through_engine=engine,
     )  # fmt: skip
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else measuring.page(said))
+
+
+@app.command(name="eval")
+def eval_(
+    model: AnyModel,
+    /,
+    *,
+    tasks: str,
+    data: Path | None = None,
+    n: int | None = None,
+    samples: int = 1,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    weights: str = "auto",
+    device: str = "cpu",
+    as_json: Json = False,
+    out: Path | None = None,
+) -> None:
+    """Examine a model: official test sets, the project's own families, bits per byte of a text.
+
+    Parameters
+    ----------
+    tasks
+        Names with commas between, such as gsm8k,mmlu,stories_en; also official, families, text:FILE.
+    data
+        The folder with the official sets, which the project doesn't ship (docs/evaluation.md).
+    n
+        So many rows of each task, by lot (default: all; 1,000 problems of a family).
+    samples
+        Answers to each question: pass@k and the answer that most give (maj@k).
+    temperature
+        Default: 0, and 0.7 with several samples.
+    max_tokens
+        Of one answer, thinking included (default: as the task has it).
+    shots
+        Worked examples (default: as the task has it for a model without a chat format; 0 otherwise).
+    seed
+        Draws rows, examples, problems and samples.
+    weights
+        float32, bfloat16, int8 or int4 (default: as the model is stored).
+    device
+        cpu, cuda or auto.
+    out
+        Keep results in this file as tasks are done; called again, it goes on with what is missing.
+    """
+    from ayllu.evals.evaluation import evaluate_model
+    from ayllu.evals.examine import ExamSettings
+    from ayllu.evals.page import page
+    from ayllu.machine import choose_device
+
+    settings = ExamSettings(n, samples, temperature, max_tokens, shots, seed)
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    said = evaluate_model(
+        _model_folder(Path(model)), names, data=data, settings=settings, weights=weights,
+        device=choose_device(device), out=out,
+    )  # fmt: skip
+    print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else page(said))
 
 
 @app.command

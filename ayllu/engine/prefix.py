@@ -59,7 +59,11 @@ class PrefixCache:
         """The names of the first `count` full blocks."""
         hashes = sequence.hashes
         if not hashes:
-            salt = hashlib.sha256(self.salt.encode() + b"\0" + sequence.params.cache_salt.encode()).digest()
+            # A salt may be any string, lone surrogates too: it is only hashed.
+            salts = (
+                salt.encode("utf-8", "surrogatepass") for salt in (self.salt, sequence.params.cache_salt)
+            )
+            salt = hashlib.sha256(b"\0".join(salts)).digest()
             hashes.append(hashlib.sha256(b"ayllu prefix" + self._fingerprint + salt).digest())
         while len(hashes) <= count:
             start = (len(hashes) - 1) * BLOCK

@@ -32,7 +32,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ayllu.engine.engine import Engine
-from ayllu.engine.options import EngineOptions
 from ayllu.errors import AylluError, PortInUseError, RefusedError, UsageError
 from ayllu.reason.foreign import Continuation, chat_of, no_chat_format
 from ayllu.serve.connection import Connection
@@ -40,6 +39,7 @@ from ayllu.serve.enginethread import log_failure
 from ayllu.serve.faults import ApiError, as_api_error
 from ayllu.serve.guard import LoopbackOnly
 from ayllu.serve.limits import Limits
+from ayllu.serve.options import EngineOptions
 from ayllu.serve.routes import routes
 from ayllu.serve.service import SamplingDefaults, Service
 from ayllu.text.tokenizer import Tokenizer

@@ -6,16 +6,17 @@ import subprocess
 import sys
 
 import pytest
-from small_model import make_model
 
 from ayllu import cli, terminal
 from ayllu.engine.draftmodel import DraftModel
 from ayllu.engine.engine import Engine
 from ayllu.engine.lookup import Lookup
-from ayllu.engine.options import EngineOptions, bytes_of
 from ayllu.errors import CutOffError, UsageError
+from ayllu.model.config import ModelConfig, dense_layer
+from ayllu.model.decoder import Decoder
 from ayllu.model.weights import save_model
 from ayllu.serve import app
+from ayllu.serve.options import EngineOptions, bytes_of
 from ayllu.text.tokenizer import train_tokenizer
 
 WORDS = ["--weights", "int8", "--cache", "int8", "--cache-folder-size", "1.5 MB", "--device", "cpu"]
@@ -45,7 +46,8 @@ def test_devices_that_are_none(device):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    model = make_model()
+    config = ModelConfig(32, 300, (dense_layer(2, 1, 16, 48),), 96)
+    model = Decoder(config).initialise(0).requires_grad_(False).eval()
     folder = tmp_path_factory.mktemp("runs") / "model"
     folder.mkdir()
     save_model(model, folder, bos=0, eos=1, pad=2)
