@@ -29,7 +29,9 @@ TYPES: dict[str, tuple[type, ...]] = {
 OBJECT_KEYWORDS = {"type", "properties", "required", "description", "additionalProperties"}
 PROPERTY_KEYWORDS = {"type", "description", "enum", "maxLength", "minimum", "maximum"}
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-MAX_ARGUMENTS = 8192  # characters of JSON; also keeps a hostile nesting far from Python's recursion limit
+MAX_STRING = 8192  # characters of one string, where the schema says nothing
+MAX_ARGUMENTS = 1 << 20  # characters of JSON: more than any call has whose strings fit, escapes included
+WAITING = "(the user has been told and is to answer)"
 
 
 class ToolError(Exception):
@@ -43,6 +45,8 @@ class Tool:
     `seconds` is the time limit of one call (None: the tool is bounded by construction). It stops the
     waiting, not the work: a tool that runs foreign code needs a wall of its own.
     `changes_something` marks tools that act on the world; a Toolbox runs them only when confirmed.
+    `varies`: the same call may give something else the next time (a clock, a program with files).
+    `ends_turn`: the text is for the user, whose turn it is then; the model reads WAITING.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Tool:
     run: Callable[[dict[str, Any]], str]
     changes_something: bool = False
     seconds: float | None = None
+    varies: bool = False
+    ends_turn: bool = False
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -79,11 +85,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Result:
-    """What a call gave. `valid`: the call itself was well formed (known tool, arguments that fit)."""
+    """What a call gave: `text` for the model. `valid`: the call itself was well formed (known tool, arguments
+    that fit). `told`: what the user is told, who speaks next, where a tool has ended the turn."""
 
     ok: bool
     text: str
     valid: bool = True
+    told: str = ""
 
 
 def check_schema(schema: dict[str, Any]) -> None:
@@ -111,19 +119,20 @@ def check_arguments(schema: dict[str, Any], arguments: Any) -> str:
     for name, value in arguments.items():
         if name not in properties:
             return f"there is no argument {name[:40]}"
-        if why := _misfit(properties[name], value):
+        if why := misfit(properties[name], value):
             return f"the argument {name} {why}"
     return ""
 
 
-def _misfit(rule: dict[str, Any], value: Any) -> str:
+def misfit(rule: dict[str, Any], value: Any) -> str:
+    """Why `value` doesn't fit a property's schema, in words for the model; "" when it does."""
     kind = rule["type"]
     if type(value) not in TYPES[kind]:  # not isinstance: a bool is an int in Python, not in JSON
         return f"must be of type {kind}"
     if "enum" in rule and value not in rule["enum"]:
         return f"must be one of {', '.join(map(str, rule['enum']))}"
-    if kind == "string" and len(value) > rule.get("maxLength", MAX_ARGUMENTS):
-        return f"is longer than {rule.get('maxLength', MAX_ARGUMENTS)} characters"
+    if kind == "string" and len(value) > rule.get("maxLength", MAX_STRING):
+        return f"is longer than {rule.get('maxLength', MAX_STRING)} characters"
     if "minimum" in rule and value < rule["minimum"]:
         return f"is below {rule['minimum']}"
     if "maximum" in rule and value > rule["maximum"]:
@@ -174,8 +183,11 @@ class Toolbox:
         kept = [tool for tool in self.tools if tool.name in wanted]
         return Toolbox(kept, result_limit=self.result_limit, confirm=self.confirm)
 
-    def run(self, name: str, arguments: str) -> Result:
-        """Run one call given its name and its arguments as JSON text. Never raises for a bad call."""
+    def run(self, name: str, arguments: str, *, seconds: float | None = None) -> Result:
+        """Run one call given its name and its arguments as JSON text. Never raises for a bad call.
+
+        `seconds`: a time limit beside the tool's own.
+        """
         tool = self.by_name.get(name)
         if tool is None:
             known = ", ".join(self.names) or "none"
@@ -190,8 +202,10 @@ class Toolbox:
             return Result(False, f"error: {why}", valid=False)
         if tool.changes_something and not (self.confirm and self.confirm(tool, values)):
             return Result(False, f"error: {name} was not confirmed by the user")
-        result = _timed(tool, values) if tool.seconds is not None else _run(tool, values)
-        return Result(result.ok, cut(result.text, self.result_limit))
+        limits = [limit for limit in (tool.seconds, seconds) if limit is not None]
+        result = _timed(tool, values, min(limits)) if limits else _run(tool, values)
+        text = cut(result.text, self.result_limit)
+        return Result(True, WAITING, told=text) if tool.ends_turn and result.ok else Result(result.ok, text)
 
     def call(self, call: Call) -> Result:
         """`run` for a Call."""
@@ -208,10 +222,10 @@ def _run(tool: Tool, arguments: dict[str, Any]) -> Result:
     return Result(True, text) if isinstance(text, str) else Result(False, f"error: {tool.name} gave no text")
 
 
-def _timed(tool: Tool, arguments: dict[str, Any]) -> Result:
-    """`_run` on a daemon thread that is waited for at most `tool.seconds`."""
+def _timed(tool: Tool, arguments: dict[str, Any], seconds: float) -> Result:
+    """`_run` on a daemon thread that is waited for at most `seconds`."""
     box: list[Result] = []
     thread = threading.Thread(target=lambda: box.append(_run(tool, arguments)), daemon=True)
     thread.start()
-    thread.join(tool.seconds)
-    return box[0] if box else Result(False, f"error: {tool.name} took longer than {tool.seconds:g} s")
+    thread.join(seconds)
+    return box[0] if box else Result(False, f"error: {tool.name} took longer than {seconds:.3g} s")

@@ -1,21 +1,17 @@
-"""A small database that a problem brings with it, and the `sql` tool that asks it.
+"""The solver of table problems: a small table in SQLite, asked what the right answer is.
 
-`Database` is what a table problem needs of an engine: rows in, text of a query's result out. SQLite from
-the standard library does it here, opened in memory, with an authoriser that lets nothing but reading
-through, a limit on steps and one on rows; another engine fits behind the same two methods.
-The text of a result is canonical: one row a line, values with ` | ` between them, numbers as the
-calculator writes them, `(no rows)` for none.
+Models ask by the tool `sql`, which is DuckDB behind walls (`ayllu/tools/sql.py`). Problems are made by the
+thousand a second, with our own queries, so their answers come from SQLite in memory, without any process in
+between; that two engines agree on every shape of query is a test of both.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
-from ayllu.tools.calculator import canonical
-from ayllu.tools.tool import Tool, ToolError
+from ayllu.tools.tool import ToolError
 
 MAX_STEPS = 200_000  # of SQLite's virtual machine, for one query
 MAX_ROWS = 50
@@ -23,14 +19,8 @@ _READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
 _FUNCTIONS = {"count", "sum", "avg", "min", "max", "round", "length", "lower", "upper", "abs", "total"}
 
 
-class Database(Protocol):
-    """One table and its rows, read only."""
-
-    def ask(self, query: str) -> list[tuple[Any, ...]]: ...
-
-
 class SqliteDatabase:
-    """`Database` in SQLite. `columns`: (name, "integer" or "text") pairs."""
+    """One table and its rows, read only. `columns`: (name, "integer" or "text") pairs."""
 
     def __init__(
         self, table: str, columns: Sequence[Sequence[str]], rows: Sequence[Sequence[int | str]]
@@ -62,28 +52,3 @@ class SqliteDatabase:
 def _only_reading(action: int, name: str | None, other: str | None, *_: Any) -> int:
     fine = action in _READING and (action != sqlite3.SQLITE_FUNCTION or (other or "").lower() in _FUNCTIONS)
     return sqlite3.SQLITE_OK if fine else sqlite3.SQLITE_DENY
-
-
-def rows_text(rows: Sequence[Sequence[Any]]) -> str:
-    """A result as the model reads it."""
-    return "\n".join(" | ".join(map(_value_text, row)) for row in rows) or "(no rows)"
-
-
-def _value_text(value: Any) -> str:
-    if isinstance(value, float):
-        return canonical(Fraction(value).limit_denominator(10**6))
-    return "null" if value is None else str(value)
-
-
-def sql_tool(database: Database) -> Tool:
-    """The tool `sql` over one database."""
-    return Tool(
-        name="sql",
-        description="One SELECT over the tables that were shown.",
-        parameters={
-            "type": "object",
-            "properties": {"query": {"type": "string", "maxLength": 500}},
-            "required": ["query"],
-        },
-        run=lambda arguments: rows_text(database.ask(arguments["query"])),
-    )

@@ -9,14 +9,17 @@ are unseen; in `templates` some of the tables and columns have words that practi
 
 from __future__ import annotations
 
+import functools
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.random import Generator
 
 from ayllu.reason.task import TEMPLATES, Piece, Problem, Verdict, held_out, split_of
-from ayllu.reason.tasks.database import SqliteDatabase, rows_text, sql_tool
+from ayllu.reason.tasks.database import SqliteDatabase
 from ayllu.reason.transcript import Kind, call_text
+from ayllu.tools.sql import Database, Table, rows_text, sql_tool
 from ayllu.tools.tool import Tool
 
 HELD = 0.15  # share of tables and columns that only `templates` has
@@ -216,10 +219,14 @@ SHAPES = (
 )  # fmt: skip
 
 
-def database(problem: Problem) -> SqliteDatabase:
+def database(problem: Problem) -> Database:
     """The problem's table, ready to be asked."""
-    data = problem.data
-    return SqliteDatabase(data["table"], data["columns"], data["rows"])
+    return _database(json.dumps([problem.data[name] for name in ("table", "columns", "rows")]))
+
+
+@functools.lru_cache(maxsize=64)  # a group of rollouts has one problem: one database, too
+def _database(table: str) -> Database:
+    return Database([Table(*json.loads(table))])
 
 
 class Tables:

@@ -1,0 +1,248 @@
+"""A process that answers questions over tables by DuckDB, and can do nothing else; started by `sql.py`.
+
+SQL is a language with loops and with functions that make strings of gigabytes: DuckDB's own memory limit
+doesn't count those, and its interrupt comes too late for them. So queries run here, behind walls:
+
+    DuckDB       in memory, no files, no extensions, no Python objects, settings locked, one SELECT at a time
+    the kernel   no file can be opened, no socket made (Landlock, seccomp, where it has them); little memory
+    the parent   ends this process when a query takes too long, and starts another
+
+A line of JSON comes in, a line of JSON goes out: `open` makes a database of tables, `ask` puts one query.
+The command line names data files; they are read into the first database before the walls close.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import decimal
+import json
+import math
+import os
+import resource
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+MEMORY = 1 << 30  # bytes of address space; DuckDB and Python take 120 MB of it
+DUCKDB_MEMORY = "400MB"
+MOST_DATABASES = 64  # open at once; the parent opens one again that had to go
+ASKED = ("/proc/self/cgroup", "/proc/meminfo", "/sys/fs/cgroup")
+MAX_VALUE = 500  # characters of one value of a result
+TYPES = {"integer": "BIGINT", "number": "DOUBLE", "text": "VARCHAR", "date": "DATE", "boolean": "BOOLEAN"}
+READERS = {
+    ".csv": "read_csv(?)",
+    ".tsv": "read_csv(?)",
+    ".parquet": "read_parquet(?)",
+    ".json": "read_json(?)",
+    ".jsonl": "read_json(?)",
+}
+
+
+def connection(*, files: bool = False) -> duckdb.DuckDBPyConnection:
+    """An empty database in memory, without anything that reaches beyond it."""
+    settings: dict[str, Any] = {
+        "enable_external_access": "true" if files else "false",
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "allow_community_extensions": "false",
+        "python_enable_replacements": "false",
+        "temp_directory": "",
+        "threads": "1",
+        "async_threads": "0",
+        "memory_limit": DUCKDB_MEMORY,
+    }
+    return duckdb.connect(":memory:", config=settings)
+
+
+def lock(base: duckdb.DuckDBPyConnection) -> None:
+    """No more settings, no more files."""
+    base.execute("SET enable_external_access = false")
+    base.execute("SET lock_configuration = true")
+
+
+def opened(tables: Iterable[dict[str, Any]]) -> duckdb.DuckDBPyConnection:
+    """A database of tables given with their columns and rows."""
+    base = connection()
+    for table in tables:
+        columns = ", ".join(f"{_name(name)} {TYPES[kind]}" for name, kind in table["columns"])
+        base.execute(f"CREATE TABLE {_name(table['name'])} ({columns})")
+        if rows := table["rows"]:
+            marks = ", ".join("?" * len(table["columns"]))
+            insert = f"INSERT INTO {_name(table['name'])} VALUES "  # noqa: S608 - quoted names
+            for begin in range(0, len(rows), 200):
+                some = rows[begin : begin + 200]
+                values = [value for row in some for value in row]
+                base.execute(insert + ", ".join([f"({marks})"] * len(some)), values)
+    lock(base)
+    return base
+
+
+def from_files(paths: Iterable[str]) -> duckdb.DuckDBPyConnection:
+    """A database with a table for each data file, named after it."""
+    base = connection(files=True)
+    for path in map(Path, paths):
+        reader = READERS[path.suffix.lower()]
+        base.execute(f"CREATE TABLE {_name(path.stem)} AS SELECT * FROM {reader}", [str(path)])  # noqa: S608
+    lock(base)
+    return base
+
+
+class Watch:
+    """Interrupts a query whose time is over; one thread for all of them."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.base: duckdb.DuckDBPyConnection | None = None
+        self.until = 0.0
+
+    def begin(self, base: duckdb.DuckDBPyConnection, seconds: float) -> None:
+        """A query begins, on the one connection that is asked now."""
+        with self.changed:
+            self.base, self.until = base, time.monotonic() + seconds
+            self.changed.notify()
+
+    def end(self) -> None:
+        """It has ended."""
+        with self.changed:
+            self.base = None
+
+    def run(self) -> None:
+        """The thread's work, for ever."""
+        with self.changed:
+            while True:
+                left = self.until - time.monotonic()
+                if self.base is not None and left <= 0:
+                    self.base.interrupt()
+                    left = 0.1  # a query that begins just now may miss it
+                self.changed.wait(left if self.base is not None else None)
+
+
+WATCH = Watch()
+
+
+def ask(base: duckdb.DuckDBPyConnection, query: str, most: int, seconds: float) -> dict[str, Any]:
+    """One SELECT: columns, at most `most` rows and whether there are more; or "error"."""
+    WATCH.begin(base, seconds)
+    try:
+        statements = base.extract_statements(query)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            return {"error": "one SELECT, and nothing else, is answered"}
+        found = base.execute(statements[0])
+        columns = [column[0] for column in found.description or ()]
+        rows = found.fetchmany(most + 1)
+    except duckdb.InterruptException:
+        return {"error": "the query takes too long"}
+    except duckdb.OutOfMemoryException:
+        return {"error": "the query takes too much memory"}
+    except (duckdb.Error, MemoryError, RuntimeError, ValueError, OverflowError) as error:
+        return {"error": " ".join(str(error).split("LINE 1:")[0].split())[:300] or type(error).__name__}
+    finally:
+        WATCH.end()
+    return {
+        "columns": columns,
+        "rows": [[_plain(value) for value in row] for row in rows[:most]],
+        "more": len(rows) > most,
+    }
+
+
+def described(base: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """The tables with their columns and types."""
+    found = base.execute(
+        "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal "
+        "ORDER BY table_name, column_index"
+    ).fetchall()
+    tables: dict[str, list[list[str]]] = {}
+    for table, column, kind in found:
+        tables.setdefault(table, []).append([column, kind.lower()])
+    return [{"name": name, "columns": columns} for name, columns in tables.items()]
+
+
+def _name(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has: numbers, text, true, false, null."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, decimal.Decimal):
+        value = float(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat(*([" "] if isinstance(value, datetime.datetime) else []))
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"({len(value)} bytes)"
+    text = str(value)
+    cut = len(text) - MAX_VALUE
+    return text if cut <= 0 else f"{text[:MAX_VALUE]} …[{cut} characters cut]…"
+
+
+def close_walls() -> list[str]:
+    """Whatever this kernel has of walls, for good -> their names."""
+    from ayllu.tools.walls import landlock, privileges, seccomp
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    standing = ["limits"]
+    # DuckDB asks in these how much memory there is, and gives up where that is forbidden.
+    known = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in ASKED if Path(path).exists()]
+    rules = [(file, landlock.READ_FILE) for file in known]
+    for name, wall in (
+        ("privileges", privileges.drop),
+        ("landlock", lambda: landlock.restrict(landlock.version(), rules)),
+        ("seccomp", lambda: seccomp.restrict(seccomp.program(indoors=False, threads=True))),
+    ):
+        with contextlib.suppress(OSError, KeyError):
+            wall()
+            standing.append(name)
+    return standing
+
+
+def main(paths: list[str]) -> None:
+    """Serve requests until the input ends."""
+    bases: OrderedDict[int, duckdb.DuckDBPyConnection] = OrderedDict()
+    reply: dict[str, Any] = {}
+    try:
+        if paths:
+            bases[0] = from_files(paths)
+            reply["tables"] = described(bases[0])
+        ask(connection(), "SELECT 1", 1, 1.0)  # what is loaded at first use, before the walls
+        reply["walls"] = close_walls()
+    except (duckdb.Error, KeyError) as error:
+        reply = {"error": " ".join(str(error).split())[:300]}
+    threading.Thread(target=WATCH.run, daemon=True).start()
+    _send(reply)
+    for line in sys.stdin:
+        request = json.loads(line)
+        number = request["database"]
+        if "tables" in request:
+            try:
+                bases[number] = opened(request["tables"])
+                _send({})
+            except (duckdb.Error, KeyError, MemoryError) as error:
+                _send({"error": " ".join(str(error).split())[:300]})
+        elif number not in bases:
+            _send({"missing": True})
+        else:
+            bases.move_to_end(number)
+            _send(ask(bases[number], request["query"], request["most"], request["seconds"]))
+        while len(bases) > MOST_DATABASES:
+            bases.popitem(last=False)[1].close()
+
+
+def _send(reply: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,198 @@
+"""The sql tool: what it answers, what it refuses, and that no query gets out or stays."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from ayllu.errors import RequestError
+from ayllu.reason.tasks.database import SqliteDatabase
+from ayllu.reason.tasks.tables import Tables, database
+from ayllu.tools import sql
+from ayllu.tools.sql import Database, Table, rows_text, sql_tool
+from ayllu.tools.tool import Toolbox, ToolError
+
+CITIES = Table(
+    "cities",
+    [("name", "text"), ("size", "integer"), ("share", "number"), ("founded", "date"), ("port", "boolean")],
+    [
+        ("Lima", 10, 0.5, "1535-01-18", True),
+        ("Köln", None, 1 / 3, None, False),
+        ("హైదరాబాద్", 7, 2.0, "1591-01-01", None),
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return Database([CITIES, Table('odd "name"', [('a "b"', "integer")], [])])
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("SELECT name FROM cities WHERE size > 8", "Lima"),
+        ("SELECT * FROM cities ORDER BY name", "Köln | null | 0.333333333333 | null | false\n"
+         "Lima | 10 | 0.5 | 1535-01-18 | true\nహైదరాబాద్ | 7 | 2 | 1591-01-01 | null"),
+        ("select sum(size), avg(size), count(*) from cities", "17 | 8.5 | 3"),
+        ("WITH a AS (SELECT 1 AS x) SELECT x + 1 FROM a", "2"),
+        ("SELECT name FROM cities WHERE false", "(no rows)"),
+        ('SELECT * FROM "odd ""name"""', "(no rows)"),
+        ("SELECT 1.50::DECIMAL(5,2), 10000000000000000000000::HUGEINT, [1, 2], 'nan'::DOUBLE", None),
+        ("SELECT 1;", "1"),
+    ],
+)  # fmt: skip
+def test_answers(base, query, text):
+    found = base.ask(query)
+    assert text is None or rows_text(found.rows, found.more) == text
+    if text is None:
+        assert found.rows == [(1.5, 10**22, "[1, 2]", "nan")]
+
+
+def test_rows_are_limited_and_it_shows(base):
+    found = base.ask("SELECT i FROM range(51) r(i)")
+    assert len(found.rows) == sql.MAX_ROWS and found.more
+    assert rows_text(found.rows, found.more).endswith("\n49\n…[only the first 50 rows]…")
+    assert not base.ask("SELECT i FROM range(50) r(i)").more
+    assert "[500 characters cut]" in base.ask("SELECT repeat('x', 1000)").rows[0][0]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "", ";", "SELEC 1", "SELECT nothing FROM cities", "SELECT 1; SELECT 2", "SELECT '",
+        "CREATE TABLE t AS SELECT 1", "INSERT INTO cities (name) VALUES ('x')", "DROP TABLE cities",
+        "UPDATE cities SET size = 1", "DELETE FROM cities", "PRAGMA database_list", "SET threads = 4",
+        "SET enable_external_access = true", "ATTACH 'x.db'", "COPY cities TO 'x.csv'", "EXPORT DATABASE 'x'",
+        "INSTALL httpfs", "LOAD httpfs", "CALL pragma_version()", "PREPARE a AS SELECT 1", "BEGIN",
+        "CHECKPOINT",
+        "SELECT * FROM query('DROP TABLE cities')", "EXPLAIN ANALYZE SELECT 1", "VACUUM", "USE memory",
+    ],
+)  # fmt: skip
+def test_one_select_and_nothing_else(base, query):
+    with pytest.raises(ToolError):
+        base.ask(query)
+    assert base.ask("SELECT count(*) FROM cities").rows == [(3,)]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", __file__, "https://example.org/x.csv", "/proc/self/environ"])
+def test_nothing_outside_is_read(base, path):
+    for reader in (
+        "read_csv", "read_text", "read_blob", "read_json", "read_parquet", "sniff_csv", "glob",
+        "parquet_metadata",
+        "parquet_schema", "read_duckdb", "read_csv_auto", "read_json_objects", "read_ndjson",
+    ):  # fmt: skip
+        with pytest.raises(ToolError):
+            base.ask(f"SELECT * FROM {reader}('{path}')")
+    for query in (
+        f"SELECT * FROM '{path}'",
+        f'SELECT * FROM "{path}"',
+        f"SELECT * FROM query_table('{path}')",
+    ):
+        with pytest.raises(ToolError):
+            base.ask(query)
+
+
+def test_objects_of_python_and_secrets_are_out_of_reach(base):
+    for query in (
+        "SELECT * FROM bases",
+        "SELECT * FROM duckdb_secrets()",
+        "SELECT getenv('PATH')",
+        "FROM CITIES_",
+    ):
+        with pytest.raises(ToolError):
+            base.ask(query)
+
+
+def test_walls(base):
+    base.ask("SELECT 1")
+    assert {"limits", "privileges"} <= set(base.walls)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT length(repeat('x', 1000000000))",
+        "SELECT printf('%2000000000d', 1)",
+        "SELECT list_resize([1], 2000000000)",
+        "SELECT list(i) FROM range(1000000000) r(i)",
+        "SELECT length(replace(s, 'x', s)) FROM (SELECT repeat('x', 60000) s)",
+        "SELECT " + "(" * 30000 + "1" + ")" * 30000,
+        "SELECT " + "+".join(["1"] * 30000),
+    ],
+)
+def test_floods_cost_the_query_alone(base, query):
+    try:
+        rows = base.ask(query).rows
+    except ToolError as error:
+        assert len(str(error)) < 400
+    else:
+        assert len(rows) == 1
+    assert base.ask("SELECT count(*) FROM cities").rows == [(3,)]
+
+
+def test_time_is_limited():
+    quick = Database([CITIES], seconds=0.1)
+    quick.ask("SELECT 1")
+    began = time.monotonic()
+    with pytest.raises(ToolError, match="too long"):
+        quick.ask("SELECT count(*) FROM range(100000000000)")
+    assert time.monotonic() - began < 4
+    assert quick.ask("SELECT count(*) FROM cities").rows == [(3,)]
+
+
+def test_a_process_that_died_or_forgot_is_replaced(base, monkeypatch):
+    os.kill(base._worker._process.pid, signal.SIGKILL)
+    base._worker._process.wait()
+    assert base.ask("SELECT count(*) FROM cities").rows == [(3,)]
+    monkeypatch.setattr(sql, "_GRACE", 0.0)  # one that doesn't answer is ended
+    os.kill(base._worker._process.pid, signal.SIGSTOP)
+    stuck = Database([CITIES], seconds=0.1)
+    with pytest.raises(ToolError, match="too much time"):
+        stuck.ask("SELECT 1")
+    monkeypatch.undo()
+    assert stuck.ask("SELECT count(*) FROM cities").rows == [(3,)]
+    assert base.ask("SELECT count(*) FROM cities").rows == [(3,)]
+
+
+def test_files(tmp_path):
+    (tmp_path / "sales.csv").write_text("month,amount\nMay,3\nJune,5.5\n")
+    (tmp_path / "log.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    with Database.of_files([tmp_path / "sales.csv", tmp_path / "log.jsonl"]) as files:
+        assert files.schema() == "log (a bigint)\nsales (month varchar, amount double)"
+        assert files.ask("SELECT sum(amount) FROM sales").rows == [(8.5,)]
+        assert files.ask("SELECT max(a) FROM log").rows == [(2,)]
+        with pytest.raises(ToolError):
+            files.ask(f"SELECT * FROM read_csv('{tmp_path / 'sales.csv'}')")
+        os.kill(files._worker._process.pid, signal.SIGKILL)
+        files._worker._process.wait()
+        assert files.ask("SELECT count(*) FROM sales").rows == [(2,)]
+    for wrong in (tmp_path / "none.csv", tmp_path / "sales.exe", tmp_path):
+        with pytest.raises(RequestError, match="no data file"):
+            Database.of_files([wrong])
+    (tmp_path / "bad.parquet").write_text("no parquet")
+    with pytest.raises(RequestError, match="can't be read"):
+        Database.of_files([tmp_path / "bad.parquet"])
+
+
+def test_the_tool(base):
+    box = Toolbox([sql_tool(base)])
+    assert box.run("sql", json.dumps({"query": "SELECT max(size) FROM cities"})).text == "10"
+    assert box.run("sql", json.dumps({"query": "DROP TABLE cities"})).text.startswith("error: one SELECT")
+    assert "cities (name text, size integer" in box.tools[0].description
+    with pytest.raises(ValueError, match="no kind"):
+        Database([Table("t", [("a", "blob")], [])])
+
+
+def test_two_engines_agree_on_table_problems():
+    """Problems are solved by SQLite, models ask DuckDB."""
+    task, rng = Tables(), np.random.default_rng(5)
+    for number in range(27):
+        problem = task.problem(rng, 1 + number % 3, "train")
+        data = problem.data
+        mine = SqliteDatabase(data["table"], data["columns"], data["rows"]).ask(data["query"])
+        assert rows_text(database(problem).ask(data["query"]).rows) == rows_text(mine) == problem.answer
+    assert database(problem) is database(problem)
