@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 
 from ayllu.errors import RecipeValueError
-from ayllu.reason.task import NewTemplates, Problem, Task, conversation, worked
+from ayllu.reason.task import NewTemplates, Piece, Problem, Task, conversation, worked
 from ayllu.reason.tasks import dialogue
 from ayllu.reason.tasks.arithmetic import Arithmetic
 from ayllu.reason.tasks.bases import Bases
@@ -35,11 +35,12 @@ from ayllu.reason.tasks.stories import LANGUAGES, Stories
 from ayllu.reason.tasks.tables import Tables
 from ayllu.reason.tasks.tool_choice import ToolChoice
 from ayllu.reason.tasks.zebra import Zebra
-from ayllu.reason.transcript import Chat, Kind, Transcript, system_text
+from ayllu.reason.transcript import Chat, Kind, Span, Transcript, system_text
 from ayllu.tools.tool import Toolbox
 
 CODE_VERSION = 1
 _TURNS = (0.8, 0.13, 0.07)  # chances of one, two, three turns
+BUDGETS = (0, 16, 32, 64, 128, 256, 512)  # tokens of thinking that practice allows
 
 
 class Examination(Protocol):
@@ -108,12 +109,15 @@ def toolbox_of(problem: Problem, shared: Toolbox) -> Toolbox:
     return Toolbox([*kept, *own], result_limit=shared.result_limit, confirm=shared.confirm)
 
 
-def draw(rng: Generator, chat: Chat, shares: dict[str, float]) -> Transcript:
+def draw(rng: Generator, chat: Chat, shares: dict[str, float], budgets: float = 0.0) -> Transcript:
     """One worked conversation from the train split: one to three turns, families by their shares.
 
     The calculator is on offer where a turn needs it and in half of the other conversations, so that
     having it doesn't mean using it. A family that brings its own tools has a conversation for itself.
+    A share `budgets` of the conversations has one turn and says how long it may think (`budgeted`).
     """
+    if budgets and rng.random() < budgets:
+        return _draw_budgeted(rng, chat, shares)
     families = [name for name in shares if shares[name]]
     chances = np.array([shares[name] for name in families])
     turns = 1 + int(rng.choice(3, p=_TURNS))
@@ -134,6 +138,45 @@ def draw(rng: Generator, chat: Chat, shares: dict[str, float]) -> Transcript:
             problem = task.problem(rng, 1, "train")
         transcript = chat.add(transcript, Kind.USER, problem.prompt)
         transcript = worked(chat, transcript, task.trace(problem, rng))
+    return transcript
+
+
+def _draw_budgeted(rng: Generator, chat: Chat, shares: dict[str, float]) -> Transcript:
+    families = [name for name in shares if shares[name]]
+    chances = np.array([shares[name] for name in families])
+    task = TASKS[families[rng.choice(len(families), p=chances / chances.sum())]]
+    problem = task.problem(rng, draw_level(rng, task), "train")
+    budget = BUDGETS[int(rng.integers(len(BUDGETS)))]
+    return budgeted(chat, problem, task.trace(problem, rng), budget)
+
+
+def budget_words(budget: int) -> str:
+    """How a system turn says that so many tokens of thinking are allowed."""
+    return f"think: {budget}"
+
+
+def budgeted(chat: Chat, problem: Problem, trace: list[Piece], budget: int) -> Transcript:
+    """A worked solution under a budget of thinking that the system turn names.
+
+    Thinking that is longer is broken off at the budget and the answer follows all the same, so that the
+    number has a meaning and a model has seen what to do when its thinking was ended for it (what s1,
+    Muennighoff et al. 2025, forces on a model that has not). Solutions with calls keep all of their
+    thinking, and are told the smallest budget that holds it.
+    """
+    spans = [chat.span(piece.kind, piece.text, sampled=piece.kind != Kind.RESULT) for piece in trace]
+    needed = sum(len(span.ids) - 2 for span in spans if span.kind == Kind.THINK)
+    if any(piece.kind == Kind.CALL for piece in trace):
+        budget = max(budget, min((b for b in BUDGETS if b >= needed), default=needed))
+    transcript = chat.start(problem.prompt, system=budget_words(budget), tools=problem.tools)
+    left = budget
+    for span in spans:
+        if span.kind == Kind.THINK:
+            if not left:
+                continue
+            thought = span.ids[1:-1][:left]
+            span = Span(span.kind, (span.ids[0], *thought, span.ids[-1]), span.sampled)
+            left -= len(thought)
+        transcript = transcript.plus(span)
     return transcript
 
 

@@ -4,42 +4,58 @@ Group-relative policy optimisation (Shao et al. 2024, DeepSeekMath, section 4) i
 work settled on: one update per batch, so that the importance ratio is 1 and clipping is idle; token
 sums over one constant (Dr. GRPO, Liu et al. 2025); advantages scaled by the batch's deviation, not the
 group's; groups with equal rewards dropped and refilled (DAPO, Yu et al. 2025); no KL term, but a small
-SFT batch in every step as an anchor.
+SFT batch in every step as an anchor. Other losses, and several updates per batch, are in policy.py.
 
 Rollouts come from the project's own engine over the live weights. The trainer learns on exactly the
 token ids that were sampled; nothing is decoded and encoded again.
+
+Hours are not wasted silently: with `preflight` some problems are tried before the first update
+(preflight.py), and what can't work any more is stopped with the reason.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams
 from ayllu.errors import RecipeValueError, TrainingStoppedError
+from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.reason.curriculum import Curriculum
 from ayllu.reason.loop import Answer, answer_batch
 from ayllu.reason.practice import TASKS, check_families, toolbox_of
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Transcript
-from ayllu.stage import StageContext, bounded, further
+from ayllu.stage import StageContext, bounded, further, one_of
 from ayllu.text.tokenizer import Tokenizer
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
+from ayllu.train.policy import (
+    POLICY_LOSSES,
+    Clip,
+    Tokens,
+    log_probabilities,
+    scaled_advantages,
+    token_weights,
+)
+from ayllu.train.preflight import nothing_to_learn, preflight
 from ayllu.train.schedule import lr_scale
 from ayllu.train.sft import Packer, Practice, SftSettings, pack_rows, read_given, save_into, trainable
-from ayllu.train.step import Batch, compute_type, train_step
+from ayllu.train.step import Batch, StepResult, backward, compute_type, train_step
 
 _VERIFIABLE = ("arithmetic", "calculator", "countdown3")
 _TYPICAL_TOKENS = 50  # the constant that token sums are divided by, times the answers of a batch
-_PATIENCE = 10  # steps without any informative group before giving up
+_PATIENCE = 10  # steps without any informative group (or with collapsed entropy) before giving up
+_CURVE = 24  # rewards that the line on the terminal shows
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,15 @@ class RlSettings:
     calculator: float = bounded(0.0, 0.0, 1.0, "share of problems")
     countdown3: float = bounded(0.85, 0.0, 1.0, "share of problems")
     families: dict[str, float] = further("shares of problems of further families, by name")
+    loss: str = one_of("grpo", tuple(POLICY_LOSSES), "the policy loss (train/policy.py has their papers)")
+    updates: int = bounded(1, 1, 64, "updates from the rollouts of a step; above 1 is off-policy")
+    clip_low: float = bounded(0.0, 0.0, 1.0, "how far ratios may fall; 0 takes the bound of the loss's paper")
+    clip_high: float = bounded(0.0, 0.0, 100.0, "how far ratios may rise; 0 takes the paper's bound")
+    invalid_call: float = bounded(0.0, 0.0, 1.0, "taken off an answer's reward for a call that isn't valid")
+    retire: int = bounded(0, 0, 1000, "visits at 90 % in a row after which a level rests; 0: none does")
+    replay: float = bounded(0.15, 0.01, 1.0, "share of problems from levels that rest")
+    entropy_floor: float = bounded(0.0, 0.0, 10.0, "nats a token below which training is stopped; 0: never")
+    preflight: int = bounded(0, 0, 10_000, "problems of a family tried before the first update; 0: none")
 
     def check(self, tables: Mapping[str, Any]) -> None:
         """RecipeValueError for a family that doesn't exist."""
@@ -70,6 +95,11 @@ class RlSettings:
         if not sum(shares.values()):
             raise RecipeValueError("rl: every share is 0", fix="give at least one family a share above 0")
         return shares
+
+    def clip(self) -> Clip:
+        """The loss's bounds, or those that were given."""
+        usual = POLICY_LOSSES[self.loss].clip
+        return Clip(self.clip_low or usual.low, self.clip_high or usual.high)
 
 
 @dataclass(frozen=True)
@@ -94,11 +124,9 @@ def reward(problem: Problem, transcript: Transcript, answer: Answer, chat: Chat)
     return float(TASKS[problem.family].verify(problem, chat.answer(transcript)).strict)
 
 
-def advantages(groups: list[Group]) -> list[list[float]]:
-    """Reward minus the group's mean, over the deviation of all rewards in the batch."""
-    centred = [np.array(g.rewards) - np.mean(g.rewards) for g in groups]
-    deviation = float(np.concatenate(centred).std()) or 1.0
-    return [(c / deviation).tolist() for c in centred]
+def advantages(groups: list[Group], deviation: str = "batch") -> list[list[float]]:
+    """Reward minus the group's mean, over the deviation of all rewards in the batch (or as told)."""
+    return scaled_advantages([g.rewards for g in groups], deviation)
 
 
 class Rollouts:
@@ -123,61 +151,163 @@ class Rollouts:
 
     def _round(self, key: list[int], count: int, curriculum: Curriculum) -> list[Group]:
         rng = np.random.default_rng(key)
-        shares = self.settings.shares()
+        shares = {f: share * curriculum.share(TASKS[f]) for f, share in self.settings.shares().items()}
         families = list(shares)
         chances = np.array(list(shares.values())) / sum(shares.values())
         problems = []
         for _ in range(count):
             task = TASKS[families[rng.choice(len(families), p=chances)]]
             problems.append(task.problem(rng, curriculum.draw_level(rng, task), "train"))
-        prompts = [
-            self.chat.start(p.prompt, tools=p.tools) for p in problems for _ in range(self.settings.size)
-        ]
+        return self.answer(problems, self.settings.size, int(rng.integers(2**62)))
+
+    def answer(self, problems: list[Problem], size: int, seed: int) -> list[Group]:
+        """`size` answers to each problem, with their rewards."""
+        prompts = [self.chat.start(p.prompt, tools=p.tools) for p in problems for _ in range(size)]
         params = SamplingParams(
             max_tokens=self.settings.max_tokens,
             temperature=1.0,  # the loss is that of the model's own distribution
-            seed=int(rng.integers(2**62)),
+            seed=seed,
         )
-        boxes = [toolbox_of(p, self.toolbox) for p in problems for _ in range(self.settings.size)]
+        boxes = [toolbox_of(p, self.toolbox) for p in problems for _ in range(size)]
         answers = answer_batch(self.engine, self.chat, prompts, boxes, params)
         groups = []
         for index, problem in enumerate(problems):
-            mine = answers[index * self.settings.size : (index + 1) * self.settings.size]
-            groups.append(Group(problem, mine, [reward(problem, a.transcript, a, self.chat) for a in mine]))
+            mine = answers[index * size : (index + 1) * size]
+            groups.append(Group(problem, mine, [self._reward(problem, a) for a in mine]))
         return groups
+
+    def _reward(self, problem: Problem, answer: Answer) -> float:
+        value = reward(problem, answer.transcript, answer, self.chat)
+        if self.settings.invalid_call and answer.valid_calls < answer.calls:
+            value -= self.settings.invalid_call
+        return value
+
+
+# ---- from groups to weighted batches
+def pack_answers(
+    groups: list[Group], values: list[list[float]], settings: RlSettings, device: str
+) -> tuple[list[Batch], Tokens]:
+    """Packed rows of all answers with weight 1 on what was sampled, and these tokens one after another
+    with their advantages (`values`). New and old log-probabilities are those that the engine reported.
+
+    The scale has the number of answers times a fixed length, so that a token's weight depends neither on
+    its answer's length nor on how many tokens the batch happens to have.
+    """
+    packer, about = Packer(settings.length), dict[int, tuple[Answer, float]]()
+    for group, group_values in zip(groups, values, strict=True):
+        for answer, value in zip(group.answers, group_values, strict=True):
+            about[id(answer.transcript)] = answer, value
+            packer.add(answer.transcript)
+    rows = packer.finish()
+    ones = dict.fromkeys(about, 1.0)
+    batches = [pack_rows(rows[i : i + 16], settings.length, device, ones) for i in range(0, len(rows), 16)]
+    packed = [about[id(transcript)] for content in rows for transcript in content]
+    lengths = [sum(answer.transcript.sampled()) for answer, _ in packed]
+    old = [answer.logprobs or (0.0,) * n for (answer, _), n in zip(packed, lengths, strict=True)]
+    old_N = torch.tensor([p for each in old for p in each], dtype=torch.float64)
+    tokens = Tokens(
+        new_N=old_N,
+        old_N=old_N,
+        advantage_N=torch.tensor(np.repeat([value for _, value in packed], lengths), dtype=torch.float64),
+        answer_N=torch.from_numpy(np.repeat(np.arange(len(packed)), lengths)),
+        scale=settings.updates / (settings.groups * settings.size * _TYPICAL_TOKENS),
+    )
+    return batches, tokens
+
+
+def weighted(batches: list[Batch], weights_N: torch.Tensor) -> list[Batch]:
+    """`batches` with `weights_N` where their weights are 1."""
+    found, at = [], 0
+    for batch in batches:
+        mask_BT = batch.weights_BT != 0
+        count = int(mask_BT.sum())
+        weights_BT = torch.zeros_like(batch.weights_BT)
+        weights_BT[mask_BT] = weights_N[at : at + count].to(weights_BT.device, weights_BT.dtype)
+        found.append(replace(batch, weights_BT=weights_BT))
+        at += count
+    return found
 
 
 def policy_batches(groups: list[Group], settings: RlSettings, device: str) -> list[Batch]:
-    """Packed rows of all answers of the informative groups, weighted by advantage over a constant.
-
-    The constant is the number of answers times a fixed length, so that a token's weight depends
-    neither on its answer's length nor on how many tokens the batch happens to have.
-    """
-    values: dict[int, float] = {}
-    packer = Packer(settings.length)
-    scale = 1.0 / (settings.groups * settings.size * _TYPICAL_TOKENS)
-    for group, group_values in zip(groups, advantages(groups), strict=True):
-        for answer, value in zip(group.answers, group_values, strict=True):
-            values[id(answer.transcript)] = value * scale
-            packer.add(answer.transcript)
-    rows = packer.finish()
-    return [pack_rows(rows[i : i + 16], settings.length, device, values) for i in range(0, len(rows), 16)]
+    """Packed rows of all answers of the informative groups, weighted for the first update (on-policy)."""
+    loss = POLICY_LOSSES[settings.loss]
+    batches, tokens = pack_answers(groups, advantages(groups, loss.deviation), settings, device)
+    return weighted(batches, token_weights(loss, tokens, settings.clip()))
 
 
+class Updates:
+    """The updates of one step: the informative groups in `updates` parts, each with an SFT batch.
+
+    From the second part on the weights have moved, and ratios are those of the new log-probabilities to
+    the engine's."""
+
+    def __init__(
+        self, model: Decoder, optimizer: Optimizer, anchor: Practice, settings: RlSettings, device: str
+    ) -> None:
+        self.model, self.optimizer, self.anchor = model, optimizer, anchor
+        self.settings, self.device, self.dtype = settings, device, compute_type(device)
+
+    def run(self, number: int, useful: list[Group]) -> list[StepResult]:
+        """Change the weights; the results of the batches of answers."""
+        settings, found = self.settings, list[StepResult]()
+        scale = lr_scale(number, settings.steps, decay=0.5)
+        if settings.updates == 1:
+            batches = policy_batches(useful, settings, self.device) if useful else []
+            return self._update(batches, number, scale)
+        loss = POLICY_LOSSES[settings.loss]
+        values = advantages(useful, loss.deviation) if useful else []
+        for part in range(settings.updates):
+            mine = slice(part, None, settings.updates)
+            batches = []
+            if useful[mine]:
+                batches, tokens = pack_answers(useful[mine], values[mine], settings, self.device)
+                if part:
+                    new = [log_probabilities(self.model, b, self.dtype)[b.weights_BT != 0] for b in batches]
+                    tokens = replace(tokens, new_N=torch.cat(new).double().cpu())
+                batches = weighted(batches, token_weights(loss, tokens, settings.clip()))
+            found += self._update(batches, number * settings.updates + part, scale)
+        return found
+
+    def seconds(self, useful: list[Group]) -> float:
+        """How long forward and backward of these groups take; the weights stay as they are."""
+        batches = policy_batches(useful, self.settings, self.device)
+        began = time.monotonic()
+        for batch in batches:
+            backward(self.model, batch, self.dtype)
+        for weight in self.model.parameters():
+            weight.grad = None
+        return time.monotonic() - began
+
+    def _update(self, batches: list[Batch], number: int, scale: float) -> list[StepResult]:
+        policy = len(batches)
+        if self.settings.anchor:
+            batch = self.anchor.batch(number, self.device)
+            batches = [*batches, replace(batch, weights_BT=batch.weights_BT * self.settings.anchor)]
+        return train_step(self.model, self.optimizer, batches, scale, self.dtype)[:policy]
+
+
+# ---- the stage
 def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> dict[str, Any]:
-    """GRPO from the SFT model; writes `model/`. TrainingStoppedError when no group is informative."""
+    """GRPO from the SFT model (or that of expert iteration, where the run has it); writes `model/`.
+
+    TrainingStoppedError when the pre-flight shows that it can't work, when no group is informative any
+    more, or when the entropy has collapsed.
+    """
     tokenizer = Tokenizer.load(context.inputs["tokenizer"])
     chat = Chat(tokenizer)
-    model = trainable(load_model(context.inputs["sft"] / "model", device=context.device))
+    before = context.inputs.get("expert", context.inputs["sft"])
+    model = trainable(load_model(before / "model", device=context.device))
     optimizer = Optimizer(model, muon_lr=0.0, adam_lr=settings.lr)
-    dtype = compute_type(context.device)
     engine = Engine(model, device=context.device, weights="bfloat16", max_sequences=512, tokenizer=tokenizer)
     rollouts = Rollouts(engine, chat, settings, context.seed)
     read_given(context, practice)
     anchor = Practice(chat, practice.shares(), settings.anchor_rows, settings.length, context.seed + 1)
-    curriculum = Curriculum()
+    updates = Updates(model, optimizer, anchor, settings, context.device)
+    curriculum = Curriculum(retire=settings.retire, replay=settings.replay)
     loop = Loop(context, "rl", model, optimizer, settings.steps)
     loop.on_resume = lambda state: curriculum.restore(state["curriculum"])
+    loop.state |= {"rewards": [], "collapsed": 0}
+    flight = preflight(context, rollouts, updates.seconds) if settings.preflight else None
 
     def step(number: int) -> dict[str, Any]:
         engine.refresh()
@@ -186,20 +316,35 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
         loop.state["curriculum"] = asdict(curriculum)
         useful = [g for g in groups if g.informative][: settings.groups]
         if curriculum.empty >= _PATIENCE:
-            raise TrainingStoppedError(*_explain(groups))
-        batches = policy_batches(useful, settings, context.device) if useful else []
-        if settings.anchor:
-            batch = anchor.batch(number, context.device)
-            weights_BT = batch.weights_BT * settings.anchor
-            batches.append(Batch(batch.tokens_BT, batch.targets_BT, weights_BT, batch.document_BT))
-        results = train_step(model, optimizer, batches, lr_scale(number, settings.steps, decay=0.5), dtype)
-        return _row(groups, [r.entropy for r in results[: len(batches) - bool(settings.anchor)]])
+            raise nothing_to_learn(groups)
+        row = _row(groups, [result.entropy for result in updates.run(number, useful)])
+        loop.state["rewards"] = [*loop.state["rewards"], row["reward"]][-_CURVE:]
+        low = useful and row["entropy"] < settings.entropy_floor
+        loop.state["collapsed"] = loop.state["collapsed"] + 1 if low else 0
+        if loop.state["collapsed"] >= _PATIENCE:
+            raise TrainingStoppedError(
+                f"entropy has collapsed to {row['entropy']:.3f} nats a token: all answers have become alike",
+                why=f"{_PATIENCE} steps in a row were below entropy_floor = {settings.entropy_floor:g}",
+                fix="lower lr, raise anchor, or take the last checkpoint's model as it is",
+            )
+        return row
 
-    loop.run(step, note=lambda row: f"reward {row['reward']:.3f}  informative {row['informative']:.2f}")
+    loop.run(
+        step,
+        note=lambda row: (
+            f"reward {row['reward']:.3f} {curve(loop.state['rewards'])}  informative {row['informative']:.2f}"
+        ),
+    )
     engine.close()
     save_into(context, model, tokenizer)
     context.progress.finish(f"{settings.steps} updates")
-    return {"steps": settings.steps}
+    return {"steps": settings.steps} | ({"preflight": flight} if flight else {})
+
+
+def curve(values: list[float]) -> str:
+    """Values as a line of small bars, the lowest to the highest over the whole height."""
+    low, span = min(values, default=0.0), (max(values, default=0.0) - min(values, default=0.0)) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - low) / span))] for value in values)
 
 
 def _row(groups: list[Group], entropies: list[float]) -> dict[str, Any]:
@@ -221,12 +366,3 @@ def _row(groups: list[Group], entropies: list[float]) -> dict[str, Any]:
         "rollouts": len(answers),
         **by_family,
     }
-
-
-def _explain(groups: list[Group]) -> tuple[str]:
-    mean = float(np.mean([r for g in groups for r in g.rewards]))
-    if mean > 0.5:
-        return (
-            "every group is all right: there is nothing left to learn at this level; stop here or raise it",
-        )
-    return ("every group is all wrong: the model needs more SFT (or easier problems) before RL can help",)

@@ -8,12 +8,13 @@ Every conversation is new: the generators don't run out.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
 
 from ayllu.errors import RecipeValueError
 from ayllu.evals.contamination import practised_texts, refuse_overlap
@@ -48,6 +49,7 @@ class SftSettings:
     dialogue: float = bounded(0.08, 0.0, 1.0, "share of conversations")
     families: dict[str, float] = further("shares of conversations of further families, by name")
     gsm8k: tuple[str, ...] = free((), "folders with GSM8K's training rows, for gsm8k_resampled")
+    budgets: float = bounded(0.0, 0.0, 1.0, "share of conversations that say how long to think")
     examined: tuple[str, ...] = free((), "folders of official test sets that practice must not overlap")
 
     def check(self, tables: Mapping[str, Any]) -> None:
@@ -72,7 +74,9 @@ def sft(context: StageContext, settings: SftSettings) -> dict[str, Any]:
     )
     dtype = compute_type(context.device)
     read_given(context, settings)
-    source = Practice(chat, settings.shares(), settings.rows, settings.length, context.seed)
+    source = Practice(
+        chat, settings.shares(), settings.rows, settings.length, context.seed, budgets=settings.budgets
+    )
 
     def step(number: int) -> dict[str, Any]:
         scale = lr_scale(number, settings.steps, decay=0.7)
@@ -117,10 +121,25 @@ def save_into(context: StageContext, model: Decoder, tokenizer: Tokenizer) -> No
 
 
 class Practice:
-    """Batches of packed practice conversations; batch n is a function of the seed and n alone."""
+    """Batches of packed practice conversations; batch n is a function of the seed and n alone.
 
-    def __init__(self, chat: Chat, shares: dict[str, float], rows: int, length: int, seed: int) -> None:
+    A share `kept_share` of the conversations is drawn from `kept` ones instead of from the generators.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        shares: dict[str, float],
+        rows: int,
+        length: int,
+        seed: int,
+        *,
+        budgets: float = 0.0,
+        kept: Sequence[Transcript] = (),
+        kept_share: float = 0.0,
+    ) -> None:
         self.chat, self.shares, self.rows, self.length, self.seed = chat, shares, rows, length, seed
+        self.budgets, self.kept, self.kept_share = budgets, kept, kept_share
         self._chunk = functools.lru_cache(maxsize=2)(self._make_chunk)
 
     def batch(self, number: int, device: str) -> Batch:
@@ -134,9 +153,14 @@ class Practice:
         wanted = self.rows * _CHUNK
         packer = Packer(self.length)
         while len(packer.full) < wanted:
-            packer.add(draw(rng, self.chat, self.shares))
+            packer.add(self._draw(rng))
         order = rng.permutation(wanted)
         return [packer.full[i] for i in order]
+
+    def _draw(self, rng: Generator) -> Transcript:
+        if self.kept and rng.random() < self.kept_share:
+            return self.kept[int(rng.integers(len(self.kept)))]
+        return draw(rng, self.chat, self.shares, self.budgets)
 
 
 class Packer:

@@ -131,3 +131,45 @@ def test_examination_prompts_are_of_the_test_split():
     assert prompts == evaluation_prompts(Settings(), 7) and len(prompts) > 100
     assert all(split_of(key) == "test" for prompt in prompts for key in _keys(prompt))
     assert sum(bool(_keys(prompt)) for prompt in prompts) == len(prompts)
+
+
+# ---- levels that rest
+def mastered(level, times, retire=3, reward=1.0):
+    curriculum = Curriculum(retire=retire, replay=0.2)
+    for _ in range(times):
+        curriculum.observe([("countdown3", level, [reward] * 4)])
+    return curriculum
+
+
+def test_a_level_rests_after_enough_mastered_visits_and_keeps_its_replay():
+    assert not mastered(1, 2).rests("countdown3", 1)
+    curriculum = mastered(1, 3)
+    assert curriculum.rests("countdown3", 1) and not curriculum.rests("countdown3", 2)
+    counts = drawn(curriculum)
+    assert counts[1] / 3000 == pytest.approx(0.2, abs=0.03)
+    assert counts[2] > 0 and counts[3] > 0
+    assert curriculum.share(TASK) == 1.0
+
+
+def test_a_bad_visit_wakes_a_level():
+    curriculum = mastered(1, 5)
+    curriculum.observe([("countdown3", 1, [1.0, 0.0, 1.0, 1.0])])
+    assert not curriculum.rests("countdown3", 1)
+    assert not mastered(1, 9, reward=0.89).rests("countdown3", 1)
+    assert mastered(1, 3, reward=0.9).rests("countdown3", 1)
+
+
+def test_nothing_rests_unless_it_is_asked_for():
+    curriculum = mastered(1, 50, retire=0)
+    same = Curriculum(passes=dict(curriculum.passes))
+    assert not curriculum.rests("countdown3", 1) and drawn(curriculum) == drawn(same)
+
+
+def test_a_family_whose_levels_all_rest_keeps_a_part_of_its_share():
+    curriculum = Curriculum(retire=1, replay=0.2)
+    curriculum.observe([("countdown3", n, [1.0, 1.0]) for n in range(1, TASK.levels + 1)])
+    assert curriculum.share(TASK) == 0.2
+    assert set(drawn(curriculum)) == set(range(1, TASK.levels + 1))
+    again = Curriculum(retire=1, replay=0.2)
+    again.restore(json.loads(json.dumps(asdict(curriculum))))
+    assert again == curriculum

@@ -1,0 +1,152 @@
+"""Before the first update: a few problems of each family, and what they say about the hours to come.
+
+RL can only make more frequent what a model does now and then. Whether it does, how many answers run out
+of tokens and how long all of it will take can be known in a minute, and not knowing it has cost people
+days (trl#5697: a run whose answers were cut off at 97 % and never earned anything; open-r1#255, #257).
+So each family is sampled 16 times a problem, a table is printed, and a run that can't work is refused in
+plain words. A level with pass@1 far below pass@16 is where RL has something to sharpen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ayllu import machine
+from ayllu.errors import TrainingStoppedError
+from ayllu.files import read_json, write_json
+from ayllu.progress import clock
+from ayllu.reason.curriculum import Curriculum
+from ayllu.reason.practice import TASKS
+from ayllu.stage import StageContext
+
+if TYPE_CHECKING:
+    from ayllu.train.rl import Group, RlSettings, Rollouts
+
+SAMPLES = 16
+KEPT = ".preflight.json"  # beside the checkpoints: a resumed stage doesn't fly again
+
+
+@dataclass(frozen=True)
+class Flight:
+    """What one family showed. Shares are from 0 to 1; `informative` of groups as large as the recipe's."""
+
+    problems: int
+    pass_1: float
+    pass_16: float
+    truncated: float
+    informative: float
+    tokens: float  # mean sampled tokens of an answer
+
+
+def preflight(
+    context: StageContext, rollouts: Rollouts, seconds: Callable[[list[Group]], float]
+) -> dict[str, Any]:
+    """Try `rollouts.settings.preflight` problems a family; print, keep and return what was found.
+
+    `seconds(groups)` says how long forward and backward of some groups take. Raises TrainingStoppedError
+    when no group of any family is informative.
+    """
+    kept = context.folder / KEPT
+    if kept.is_file():
+        found: dict[str, Any] = read_json(kept)
+        return found
+    settings = rollouts.settings
+    families = [family for family, share in settings.shares().items() if share]
+    rollouts.engine.refresh()
+    context.progress.start(len(families), "families")
+    began = time.monotonic()
+    by_family: dict[str, list[Group]] = {}
+    for number, family in enumerate(families):
+        rng = np.random.default_rng([rollouts.seed, 7, *family.encode()])
+        task, drawn = TASKS[family], Curriculum()
+        problems = [
+            task.problem(rng, drawn.draw_level(rng, task), "train") for _ in range(settings.preflight)
+        ]
+        by_family[family] = rollouts.answer(problems, SAMPLES, int(rng.integers(2**62)))
+        context.progress.update(number + 1, family)
+    sampling = time.monotonic() - began
+    every = [group for groups in by_family.values() for group in groups]
+    flights = {family: flight(groups, settings.size) for family, groups in by_family.items()}
+    if not any(group.informative for group in every):
+        raise nothing_to_learn(every)
+    tokens = sum(answer.tokens for group in every for answer in group.answers)
+    useful = [group for group in every if group.informative][: settings.groups]
+    training = seconds(useful) / (len(useful) * SAMPLES)
+    result = {
+        "families": {family: asdict(each) for family, each in flights.items()},
+        "tokens_per_second": tokens / sampling,
+        "seconds": forecast(flights, settings, sampling / (len(every) * SAMPLES), training),
+        "peak_memory_mb": machine.peak_memory_mb(),
+    }
+    for line in table(result):
+        context.progress.say(line)
+    write_json(kept, result)
+    return result
+
+
+def flight(groups: list[Group], size: int) -> Flight:
+    """The shares of some groups of one family, whose first `size` answers count as a group of training."""
+    answers = [answer for group in groups for answer in group.answers]
+    first = [group.rewards[:size] for group in groups]
+    return Flight(
+        len(groups),
+        float(np.mean([value >= 1.0 for group in groups for value in group.rewards])),
+        float(np.mean([max(group.rewards) >= 1.0 for group in groups])),
+        float(np.mean([answer.finish_reason == "length" for answer in answers])),
+        float(np.mean([min(rewards) != max(rewards) for rewards in first])),
+        float(np.mean([answer.tokens for answer in answers])),
+    )
+
+
+def forecast(flights: dict[str, Flight], settings: RlSettings, sampling: float, training: float) -> float:
+    """Seconds of the whole stage, from those of sampling and of training on one answer.
+
+    Groups that aren't informative are sampled for nothing; the SFT anchor counts as rows of answers.
+    """
+    shares = {family: settings.shares()[family] for family in flights}
+    informative = sum(share * flights[f].informative for f, share in shares.items()) / sum(shares.values())
+    sampled = min(settings.groups / max(informative, 0.25), settings.rounds * 4 * settings.groups)
+    anchor = settings.updates * settings.anchor_rows * bool(settings.anchor)
+    passes = 1 if settings.updates == 1 else 4 / 3  # log-probabilities cost another forward
+    step = sampled * settings.size * sampling + (settings.groups * settings.size * passes + anchor) * training
+    return step * settings.steps
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The result as lines for the terminal."""
+    head = f"{'before the first update':<24}{'pass@1':>8}{'pass@16':>9}{'cut off':>9}{'informative':>13}"
+    lines = [head + f"{'tokens':>8}"]
+    for family, each in result["families"].items():
+        shares = (each["pass_1"], each["pass_16"], each["truncated"], each["informative"])
+        cells = "".join(f"{100 * v:{w}.0f} %" for v, w in zip(shares, (6, 7, 7, 11), strict=True))
+        lines.append(f"{family:<24}{cells}{each['tokens']:8.0f}")
+    return [
+        *lines,
+        f"{result['tokens_per_second']:,.0f} sampled tokens a second, "
+        f"{result['peak_memory_mb']:,.0f} MB; all of it will take about {clock(result['seconds'])}",
+    ]
+
+
+def nothing_to_learn(groups: list[Group]) -> TrainingStoppedError:
+    """Why groups without any spread of rewards teach nothing, and what to do about it."""
+    mean = float(np.mean([r for g in groups for r in g.rewards]))
+    cut = float(np.mean([a.finish_reason == "length" for g in groups for a in g.answers]))
+    if mean > 0.5:
+        return TrainingStoppedError(
+            "every group is all right: there is nothing left to learn at this level",
+            fix="stop here, or add harder levels or families in the recipe",
+        )
+    if cut > 0.5:
+        return TrainingStoppedError(
+            f"every group is all wrong, and {100 * cut:.0f} % of the answers ran out of tokens",
+            fix="raise rl.max_tokens (and the model's context), or teach shorter solutions in SFT",
+        )
+    return TrainingStoppedError(
+        "every group is all wrong: RL can only make more frequent what happens now and then",
+        fix="give the model more SFT, or easier problems (a lower level, other families)",
+    )
