@@ -1,102 +1,281 @@
-"""A conversation with another's model: its chat template writes the turns, its end tokens close them.
+"""A conversation with another's model: its chat template writes the turns, its format's marks read them.
 
-`TemplateChat` has the methods of `transcript.Chat` that the loop, the terminal and the server use, for
-turns of plain text. Each turn is rendered anew from the messages, because that is how these models were
-trained; so an answer is decoded and encoded again here, other than in our own form.
+`TemplateChat` has the methods of `transcript.Chat`. What the model sampled stays what it was: a further
+turn appends only what the template writes after the answer. Some templates rewrite what was said before
+(they leave thoughts out of the history, for one); then the conversation is rendered anew from its
+messages, and nothing in it counts as sampled any more. `habits` says what a template does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ayllu.errors import RequestError
-from ayllu.reason.template import ChatTemplate, load_template
-from ayllu.reason.transcript import Chat, Kind, Span, Transcript
-from ayllu.text.tokenizer import Tokenizer
+from ayllu.reason.formats.form import Does
+from ayllu.reason.formats.habits import Habits, habits_of
+from ayllu.reason.formats.history import History, as_history, described, one_at_a_time, schema
+from ayllu.reason.formats.reading import Machine, Piece
+from ayllu.reason.formats.spans import ReadSpan, TurnReader, read_rendering, spans_of
+from ayllu.reason.template import ChatTemplate, Rendered, Run, load_template
+from ayllu.reason.transcript import Chat, Heard, Kind, Offer, Span, Transcript
+from ayllu.text.tokenizer import StreamDecoder, Tokenizer
 
 
 @dataclass(frozen=True)
 class Conversation(Transcript):
-    """A transcript that knows the messages from which its first span was rendered."""
+    """A transcript that knows the messages from which it was rendered, and how.
+
+    `written` is the text of the last rendering, `runs` counts its runs; `thinks`: it ends in a thought
+    that the template has opened for the model.
+    """
 
     messages: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    written: str = ""
+    runs: int = 0
+    thinks: bool = False
 
 
 class TemplateChat:
     """Chat for a model with a template of its own."""
 
-    call_end = -1  # no token ends a call: calls are not read here
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, *, for_tools: ChatTemplate | None = None
+    ) -> None:
+        self.tokenizer, self.template, self.form = tokenizer, template, template.form
+        self.for_tools = for_tools  # some models have a template of its own for conversations with tools
+        control = tokenizer.control
+        self._names = {number: name for name, number in control.items() if name in self.form.marks}
+        ends = [control[name] for name in self.form.names(Does.END) if name in control]
+        self.stop_ids = tuple(dict.fromkeys((*tokenizer.eos, *ends)))
+        self._ends = frozenset(self.stop_ids)
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        self.tokenizer, self.template = tokenizer, template
-        self.stop_ids = tokenizer.eos
-        self._ends = frozenset(tokenizer.eos)
+    @cached_property
+    def habits(self) -> Habits:
+        """What the template does with calls and with thoughts, tried out."""
+        return habits_of(self.template, self._pieces)
 
-    def start(self, user: str, *, system: str = "", tools: Sequence[str] = ()) -> Transcript:
-        """A conversation's first turn. `tools` are ours, which this model was not taught to call."""
+    @cached_property
+    def _habits_for_tools(self) -> Habits:
+        return habits_of(self.for_tools, self._pieces) if self.for_tools else self.habits
+
+    def _for(self, tools: Sequence[Any]) -> tuple[ChatTemplate, Habits]:
+        """The template for a conversation with these tools, and its habits."""
+        if tools and self.for_tools:
+            return self.for_tools, self._habits_for_tools
+        return self.template, self.habits
+
+    # ---- turns
+    def start(self, user: str, *, system: str = "", tools: Sequence[Offer] = ()) -> Transcript:
+        """A conversation's first turn. RequestError for tools that the template has no place for."""
         head = [{"role": "system", "content": system}] if system else []
-        return self._rendered([*head, {"role": "user", "content": user}])
+        return self.from_messages([*head, {"role": "user", "content": user}], tools=tools)
 
     def add(self, transcript: Transcript, kind: Kind, text: str, *, sampled: bool = False) -> Transcript:
-        """With the user's next turn; what the model said before becomes a message."""
-        assert kind == Kind.USER and isinstance(transcript, Conversation) and not sampled
-        messages = list(transcript.messages)
-        if (said := self.answer(transcript)) is not None:
-            messages.append({"role": "assistant", "content": said})
-        return self._rendered([*messages, {"role": "user", "content": text}])
+        """With the user's next turn."""
+        assert kind == Kind.USER and not sampled
+        return self._grown(transcript, [{"role": "user", "content": text}])
+
+    def with_results(self, transcript: Transcript, results: Sequence[str]) -> Transcript:
+        """With the results of `calls`, in their order."""
+        assert isinstance(transcript, Conversation)
+        made = self.to_message(transcript).get("tool_calls", [])
+        new = [
+            {"role": "tool", "content": text, "tool_call_id": call["id"], "name": call["function"]["name"]}
+            for call, text in zip(made, results, strict=True)
+        ]
+        return self._grown(transcript, new)
 
     def extend(self, transcript: Transcript, ids: Sequence[int]) -> Transcript:
-        """With sampled ids: one span, closed when it ends in an end token."""
-        return transcript.plus(Span(Kind.SAY, tuple(ids), True)) if ids else transcript
+        """With sampled ids, cut into spans at the format's marks."""
+        if not ids:
+            return transcript
+        every = [i for span in transcript.latest for i in span.ids] + list(ids)
+        before = transcript.spans[: len(transcript.spans) - len(transcript.latest)]
+        base = replace(transcript, spans=before)
+        reader = self.reader(base)
+        reader.read(every, last=True)
+        return base.plus(*spans_of(reader.pieces, every, Kind.SAY, sampled=True))
 
+    def reader(self, transcript: Transcript) -> TurnReader:
+        """What reads the model's next turn while it comes."""
+        thinks = isinstance(transcript, Conversation) and transcript.thinks
+        machine = Machine(
+            self.form,
+            frozenset(self._names.values()),
+            kind=Kind.THINK if thinks else Kind.SAY,
+            sampled=True,
+            bare=isinstance(transcript, Conversation) and bool(transcript.tools),
+        )
+        decoder = StreamDecoder(self.tokenizer, continues=self.continues(transcript))
+        return TurnReader(machine, decoder, self._names, self._ends)
+
+    # ---- what was said
     def text(self, span: Span) -> str:
-        """A span's text without its control tokens."""
+        """A span's text without its marks."""
+        if isinstance(span, ReadSpan):
+            return span.text
         return self.tokenizer.decode([i for i in span.ids if i not in self._ends])
 
     def is_closed(self, span: Span) -> bool:
-        """Whether the model ended the span itself."""
-        return bool(span.ids) and span.ids[-1] in self._ends
+        """Whether the span's end was read."""
+        return span.whole if isinstance(span, ReadSpan) else bool(self._ends & set(span.ids[-1:]))
+
+    def calls(self, transcript: Transcript) -> list[Heard]:
+        """The calls of the model's last turn."""
+        return [call for span in transcript.latest if isinstance(span, ReadSpan) for call in span.calls]
 
     def answer(self, transcript: Transcript) -> str | None:
         """What the model said after the last user turn, or None."""
-        last = transcript.spans[-1] if transcript.spans else None
-        return self.text(last) if last is not None and last.kind == Kind.SAY else None
+        said = [self.text(span) for span in transcript.latest if span.kind == Kind.SAY]
+        return "".join(said) if said else None
 
     def continues(self, transcript: Transcript) -> bool:
         """Whether what the model says goes on in the middle of a text."""
         return False
 
-    def from_messages(self, messages: Iterable[dict[str, Any]], *, tools: Sequence[str] = ()) -> Transcript:
-        """A transcript from chat-completion messages. RequestError for what the template can't express."""
-        given = list(messages)
-        if tools or any(m["role"] == "tool" or m.get("tool_calls") for m in given):
+    # ---- OpenAI's JSON, both ways
+    def from_messages(
+        self,
+        messages: Iterable[dict[str, Any]],
+        *,
+        tools: Sequence[Offer] = (),
+        options: dict[str, Any] | None = None,
+    ) -> Transcript:
+        """A transcript from chat-completion messages, ready for the model's next turn.
+
+        RequestError for what the template can't express.
+        """
+        given = as_history(messages, self.form)
+        if not given or given[-1]["role"] not in ("user", "tool"):
+            raise RequestError("the last message must be the user's or a tool's result")
+        if tools and not self._for(tools)[1].calls:
             raise RequestError(
-                "this model's tool calls are not served",
-                why="it has a chat format of its own, of which only turns of plain text are read",
+                "this model's chat format has no tools",
+                why="its chat template has no place for them, or writes calls that are not read here",
                 fix="send messages without tools",
             )
-        if not given or given[-1]["role"] != "user":
-            raise RequestError("the last message must be the user's")
-        return self._rendered(given)
+        offers = tuple(map(schema, tools))
+        return self._conversation(given, offers, options or {})
 
-    def _rendered(self, messages: list[dict[str, Any]]) -> Conversation:
-        ids = self.template.render(messages).ids
+    def to_message(self, transcript: Transcript, *, call_ids: str = "call") -> dict[str, Any]:
+        """The assistant's last turn as an OpenAI message (content, reasoning_content, tool_calls)."""
+        thoughts = [self.text(span) for span in transcript.latest if span.kind == Kind.THINK]
+        before = len(transcript.messages) if isinstance(transcript, Conversation) else 0
+        calls = [
+            {
+                "id": self.form.call_id(call.id or f"{call_ids}_{before}_{number}"),
+                "type": "function",
+                "function": {"name": call.name or "unknown", "arguments": call.arguments},
+            }
+            for number, call in enumerate(self.calls(transcript))
+        ]
+        message: dict[str, Any] = {"role": "assistant", "content": self.answer(transcript)}
+        message["content"] = message["content"] or (None if calls else "")
+        if thoughts:
+            message["reasoning_content"] = "\n".join(thoughts)
+        if calls:
+            message["tool_calls"] = calls
+        return message
+
+    # ---- rendering
+    def _grown(self, transcript: Transcript, new: list[dict[str, Any]]) -> Conversation:
+        """The conversation with what the model said and the new messages."""
+        assert isinstance(transcript, Conversation)
+        said = self.to_message(transcript) if transcript.latest else None
+        messages = as_history([*transcript.messages, *([said] if said else []), *new], self.form)
+        rendered, given = self._render(messages, transcript.tools, transcript.options)
+        at = self._end_of_answer(transcript, said, rendered) if said else None
+        if at is None:
+            return self._conversation(given, transcript.tools, transcript.options, rendered)
+        ended = transcript.latest[-1].ids[-1:] and transcript.latest[-1].ids[-1] in self._ends
+        runs = rendered.runs[at + bool(ended) :]
+        pieces, thinks = self._pieces(runs, first=False)
+        ids = [i for run in runs for i in run.ids]
+        spans = (*transcript.spans, *spans_of(pieces, ids, Kind.USER, sampled=False))
+        return replace(
+            transcript,
+            spans=spans,
+            messages=tuple(given),
+            written=rendered.text,
+            runs=len(rendered.runs),
+            thinks=thinks,
+        )
+
+    def _end_of_answer(self, before: Conversation, said: dict[str, Any], rendered: Rendered) -> int | None:
+        """The run with which the answer ends in a rendering; None when the template has rewritten it."""
+        if not rendered.text.startswith(before.written):
+            return None
+        start = max(before.runs - 1, 0)
+        runs = rendered.runs
+        at = next((i for i in range(start, len(runs)) if self._ends & set(runs[i].ids[:1])), None)
+        if at is None or not runs[at].name:
+            return None
+        shown = "".join(run.text for run in runs[start:at])
+        wanted = [said.get("reasoning_content", ""), said["content"] or ""]
+        wanted += [call["function"]["name"] for call in said.get("tool_calls", [])]
+        return at if all(text.strip() in shown for text in wanted) else None
+
+    def _render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], options: dict[str, Any]
+    ) -> tuple[Rendered, Sequence[dict[str, Any]]]:
+        """The template's text. Where it takes one call at a time, several are given one after another."""
+        template = self.for_tools if tools and self.for_tools else self.template
+        calls = any(m.get("tool_calls") for m in messages)
+        habits = self._for(tools)[1] if tools or calls else None
+        in_place = bool(tools) and habits is not None and not habits.tools
+        history, offers = History(habits), None if in_place else list(tools) or None
+        apart = one_at_a_time(messages)
+        for given in (messages, apart):
+            told = described(given, tools) if in_place else given
+            try:
+                made = template.render(history.messages(told), tools=offers, options=options or None)
+                return made, given
+            except RequestError:
+                if given is apart or apart == messages:
+                    raise
+        raise AssertionError("one of the two returns or raises")
+
+    def _conversation(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: tuple[dict[str, Any], ...],
+        options: dict[str, Any],
+        rendered: Rendered | None = None,
+    ) -> Conversation:
+        if rendered is None:
+            rendered, messages = self._render(messages, tools, options)
+        ids = rendered.ids
         if not ids:
             raise RequestError("this model's chat format makes an empty prompt of the conversation")
-        return Conversation((Span(Kind.USER, tuple(ids)),), tuple(messages))
+        pieces, thinks = self._pieces(rendered.runs)
+        return Conversation(
+            tuple(spans_of(pieces, ids, Kind.USER, sampled=False)),
+            tuple(messages),
+            tools,
+            options,
+            rendered.text,
+            len(rendered.runs),
+            thinks,
+        )
+
+    def _pieces(self, runs: Sequence[Run], *, first: bool = True) -> tuple[list[Piece], bool]:
+        """The spans of a rendered stretch, and whether it ends in a thought. `first`: it begins the whole."""
+        return read_rendering(self.form, self.tokenizer, self._ends, runs, first=first)
 
 
 class Continuation(TemplateChat):
     """Not a chat at all: a model without a chat format goes on with a text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer, self.stop_ids = tokenizer, tokenizer.eos
-        self._ends = frozenset(tokenizer.eos)
+        super().__init__(tokenizer, ChatTemplate("", tokenizer, {}))
 
-    def start(self, user: str, *, system: str = "", tools: Sequence[str] = ()) -> Transcript:
+    def start(self, user: str, *, system: str = "", tools: Sequence[Offer] = ()) -> Transcript:
         """The text to be continued; an empty one is the beginning of any text."""
         ids = (*self.tokenizer.prefix, *self.tokenizer.encode(user))
         if not ids and self.tokenizer.bos is not None:
@@ -113,7 +292,13 @@ class Continuation(TemplateChat):
         """An empty prompt begins a text, any other is gone on with."""
         return not isinstance(transcript, Conversation) or bool(transcript.messages[0]["content"])
 
-    def from_messages(self, messages: Iterable[dict[str, Any]], *, tools: Sequence[str] = ()) -> Transcript:
+    def from_messages(
+        self,
+        messages: Iterable[dict[str, Any]],
+        *,
+        tools: Sequence[Offer] = (),
+        options: dict[str, Any] | None = None,
+    ) -> Transcript:
         """There are no messages."""
         raise no_chat_format()
 
@@ -135,4 +320,6 @@ def chat_of(path: Path, tokenizer: Tokenizer) -> Chat | TemplateChat:
     if tokenizer.native:
         return Chat(tokenizer)
     template = load_template(path, tokenizer)
-    return Continuation(tokenizer) if template is None else TemplateChat(tokenizer, template)
+    if template is None:
+        return Continuation(tokenizer)
+    return TemplateChat(tokenizer, template, for_tools=load_template(path, tokenizer, named="tool_use"))

@@ -1,9 +1,10 @@
 """Think, call, read the result, go on: the one tool-use loop.
 
 Chat, server, RL rollouts and evaluation all come through here. The model samples until `<|end|>` (its
-turn is over) or `<|/tool|>` (it has written a call). A call is run, its result is appended as a span
-that was not sampled, and the longer conversation goes back to the engine. Token ids go straight from
-the engine into spans and are never decoded and encoded again (the fault behind trl#5224).
+turn is over) or `<|/tool|>` (it has written a call); another's model may write several calls in a turn.
+They are run, their results are appended as spans that were not sampled, and the longer conversation goes
+back to the engine. Token ids go straight from the engine into spans and are never decoded and encoded
+again (the fault behind trl#5224).
 
 A `Turn` is one answer in the making. `answer_stream` drives one and yields its text; `answer_batch`
 drives many at once: while one waits for its tool, the others keep the engine busy. A server that
@@ -19,9 +20,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ayllu.errors import QueueFullError
-from ayllu.reason.transcript import Chat, Kind, Transcript
-from ayllu.text.tokenizer import StreamDecoder
-from ayllu.tools.tool import Call, Result, Toolbox
+from ayllu.reason.transcript import Chat, Heard, Kind, Transcript
+from ayllu.tools.tool import Result, Toolbox
 
 if TYPE_CHECKING:
     from ayllu.engine.engine import SamplingParams
@@ -97,9 +97,9 @@ class Turn:
         self.handle: Any = None  # the engine's sequence, or None while one is to be submitted
         self.answer: Answer | None = None
         self.calls = self.valid_calls = self.segment = 0
-        self.first_span = len(transcript.spans)
+        self.thinking = 0
         self.logprobs: list[float] = []
-        self._reader = _Reader(chat, transcript)
+        self.reader = chat.reader(transcript)
 
     @property
     def waiting(self) -> bool:
@@ -118,23 +118,24 @@ class Turn:
             room = self.engine.context_length - len(ids)
             params = replace(params, max_tokens=min(params.max_tokens - len(self.logprobs), room))
         self.handle = self.engine.submit(ids, params)
-        self._reader = _Reader(self.chat, self.transcript)
+        self.reader = self.chat.reader(self.transcript)
 
     def read(self) -> list[Event]:
         """Text that became whole since the last read."""
-        return self._reader.read(self.handle.token_ids, last=self.handle.finished)
+        pieces = self.reader.read(self.handle.token_ids, last=self.handle.finished)
+        return [Event(kind, text) for kind, text in pieces]
 
     def settle(self) -> list[Event]:
-        """Take over a finished sequence: run its call and go on waiting, or set `answer`."""
-        ids, self.logprobs = self.handle.token_ids, self.logprobs + list(self.handle.logprobs)
-        reason, self.handle = self.handle.finish_reason, None
-        self.transcript = self.chat.extend(self.transcript, ids)
-        if reason != "stop" or ids[-1] != self.chat.call_end:
+        """Take over a finished sequence: run its calls and go on waiting, or set `answer`."""
+        reason = self.handle.finish_reason
+        self._take_over()
+        calls = self.chat.calls(self.transcript) if reason == "stop" else []
+        if not calls:
             return self._finish(reason)
-        result = self._call()
-        self.transcript = self.chat.add(self.transcript, Kind.RESULT, result.text)
+        results = [self._call(call).text for call in calls]
+        self.transcript = self.chat.with_results(self.transcript, results)
         self.segment += 1
-        events = [Event("result", result.text)]
+        events = [Event("result", text) for text in results]
         spent = self.params.max_tokens is not None and len(self.logprobs) >= self.params.max_tokens
         full = len(self.transcript.ids()) >= self.engine.context_length
         return events + (self._finish("length") if spent or full else [])
@@ -144,77 +145,38 @@ class Turn:
         if self.handle is not None and not self.handle.finished:
             self.engine.cancel(self.handle)
         if self.handle is not None:
-            self.logprobs += list(self.handle.logprobs)
-            self.transcript = self.chat.extend(self.transcript, self.handle.token_ids)
-            self.handle = None
+            self._take_over()
         if self.answer is None:
             self._finish("cancelled")
 
-    def _call(self) -> Result:
+    def _take_over(self) -> None:
+        """What the engine sampled becomes the conversation's."""
+        self.logprobs += self.handle.logprobs
+        self.transcript = self.chat.extend(self.transcript, self.handle.token_ids)
+        self.thinking += sum(len(span.ids) for span in self.transcript.latest if span.kind == Kind.THINK)
+        self.handle = None
+
+    def _call(self, call: Heard) -> Result:
         if self.calls >= self.max_calls:
             return Result(False, "error: no more calls", valid=False)
-        span = self.transcript.spans[-1]
         self.calls += 1
-        if span.kind != Kind.CALL or not self.chat.is_closed(span):
-            return Result(False, "error: not a call", valid=False)
-        result = self.toolbox.call(Call.parse(self.chat.text(span)))
+        if call.error:
+            return Result(False, f"error: {call.error}", valid=False)
+        result = self.toolbox.run(call.name, call.arguments)
         self.valid_calls += result.valid
         return result
 
     def _finish(self, reason: str) -> list[Event]:
-        spans = self.transcript.spans[self.first_span :]
         self.answer = Answer(
             self.transcript,
             reason,
             self.calls,
             self.valid_calls,
             tokens=len(self.logprobs),
-            thinking_tokens=sum(len(span.ids) for span in spans if span.kind == Kind.THINK),
+            thinking_tokens=self.thinking,
             logprobs=tuple(self.logprobs),
         )
         return [Event("done", answer=self.answer)]
-
-
-_KINDS = {
-    "<|think|>": "think",
-    "<|/think|>": "say",
-    "<|tool|>": "call",
-    "<|/tool|>": "say",
-    "<|answer|>": "say",
-}
-
-
-class _Reader:
-    """Token ids in, events out: which span a token belongs to, and whole characters only."""
-
-    def __init__(self, chat: Chat | TemplateChat, transcript: Transcript) -> None:
-        # What stands outside any span is kept and shown as an answer, as in Chat.extend. Other models'
-        # answers have no spans that we know of.
-        control = chat.tokenizer.control if chat.tokenizer.native else {}
-        self.kinds = {control[name]: kind for name, kind in _KINDS.items() if name in control}
-        self.ends = frozenset(chat.stop_ids)
-        self.decoder = StreamDecoder(chat.tokenizer, continues=chat.continues(transcript))
-        self.kind, self.at = "say", 0
-
-    def read(self, ids: Sequence[int], *, last: bool) -> list[Event]:
-        """Events for the ids not seen before, neighbours of one kind joined; `last` flushes."""
-        pieces: list[tuple[str, str]] = []
-        for token in ids[self.at :]:
-            if token in self.kinds:
-                pieces.append((self.kind, self.decoder.flush()))
-                self.kind = self.kinds[token]
-            elif token not in self.ends:
-                pieces.append((self.kind, self.decoder.push(token)))
-        self.at = len(ids)
-        if last:
-            pieces.append((self.kind, self.decoder.flush()))
-        joined: list[Event] = []
-        for kind, text in pieces:
-            if text and joined and joined[-1].kind == kind:
-                joined[-1] = Event(kind, joined[-1].text + text)
-            elif text:
-                joined.append(Event(kind, text))
-        return joined
 
 
 def _derived_seed(seed: int | None, index: int, segment: int) -> int | None:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ayllu.errors import ModelFileDamagedError, RequestError
+from ayllu.reason.formats import format_of
 from ayllu.text.tokenizer import Tokenizer
 from ayllu.text.vocabularies.conventions import read_object, token_name
 
@@ -156,11 +157,29 @@ _shared = Renderer()
 
 
 @dataclass(frozen=True)
+class Run:
+    """One control token (then `name` says which), or the text between two of them.
+
+    `typed` has a 1 for each character that is known to be a person's.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    name: str = ""
+    typed: bytes = b""
+
+
+@dataclass(frozen=True)
 class Rendered:
     """A conversation's text and its ids."""
 
     text: str
-    ids: list[int]
+    runs: tuple[Run, ...]
+
+    @property
+    def ids(self) -> list[int]:
+        """All token ids."""
+        return [i for run in self.runs for i in run.ids]
 
 
 class ChatTemplate:
@@ -171,13 +190,17 @@ class ChatTemplate:
     ) -> None:
         self.source, self.tokenizer, self.special = source, tokenizer, special
         self.renderer = renderer or _shared
+        self.form = format_of(source)
         names = sorted(tokenizer.control, key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names)) or "(?!)")
         # What may be the beginning or the end of a name, when the template puts texts side by side.
         self._heads = {name[:size] for name in names for size in range(1, len(name))}
         self._tails = {name[size:] for name in names for size in range(1, len(name))}
         self._longest = max(map(len, names), default=0)
-        self._looked_for = [name for name in names if name in source]
+        # Marks that are no tokens are told apart by who wrote them.
+        marks = [mark for mark in self.form.marks if mark not in tokenizer.control]
+        self._marks = re.compile("|".join(map(re.escape, marks)) or "(?!)")
+        self._looked_for = sorted((n for n in (*names, *marks) if n in source), key=len, reverse=True)
 
     def render(
         self,
@@ -205,11 +228,11 @@ class ChatTemplate:
         names = _mapped(given, lambda text: self._named(text, disguise))
         plain, hidden = self.renderer.render(self.source, [{**around, **given}, {**around, **whole}])
         if disguise.off(hidden) == plain:
-            return Rendered(plain, self._ids(hidden, disguise))
+            return Rendered(plain, self._runs(hidden, disguise))
         if names == given:
-            return Rendered(plain, self._ids(plain, disguise))
+            return Rendered(plain, self._runs(plain, disguise))
         (hidden,) = self.renderer.render(self.source, [{**around, **names}])
-        return Rendered(disguise.off(hidden), self._ids(hidden, disguise))
+        return Rendered(disguise.off(hidden), self._runs(hidden, disguise))
 
     def _whole(self, text: str, disguise: _Disguise) -> str:
         """All of `text` in disguise, but for names that the template looks for itself (</think>).
@@ -227,6 +250,7 @@ class ChatTemplate:
 
     def _named(self, text: str, disguise: _Disguise) -> str:
         """`text` with control tokens' names in disguise, and what its ends could add to one."""
+        text = self._marks.sub(lambda found: disguise.mark + found.group(), text)
         text = self._names.sub(lambda found: disguise.on(found.group()), text)
         for size in range(min(self._longest, len(text)), 0, -1):
             if text[-size:] in self._heads:
@@ -235,20 +259,21 @@ class ChatTemplate:
                 text = disguise.on(text[:size]) + text[size:]
         return text
 
-    def _ids(self, text: str, disguise: _Disguise) -> list[int]:
-        """Ids of a text in disguise: names outside the disguise are control tokens."""
-        ids: list[int] = []
+    def _runs(self, text: str, disguise: _Disguise) -> tuple[Run, ...]:
+        """A text in disguise, cut at control tokens: those are names outside the disguise."""
+        runs: list[Run] = []
         at, first = 0, True
         while True:
             found = self._names.search(text, at)
             while found and disguise.marked(text, found.start()):
                 found = self._names.search(text, found.start() + 1)
-            end = found.start() if found else len(text)
-            if part := disguise.off(text[at:end]):
-                ids += (self.tokenizer.encode if first else self.tokenizer.encode_after_control)(part)
+            part, typed = disguise.known(text[at : found.start() if found else len(text)], self._looked_for)
+            if part:
+                encode = self.tokenizer.encode if first else self.tokenizer.encode_after_control
+                runs.append(Run(tuple(encode(part)), part, typed=typed))
             if found is None:
-                return ids
-            ids.append(self.tokenizer.control[found.group()])
+                return tuple(runs)
+            runs.append(Run((self.tokenizer.control[found.group()],), found.group(), found.group()))
             at, first = found.end(), False
 
 
@@ -277,6 +302,21 @@ class _Disguise:
         """The text as it was."""
         return text.translate(self._off)
 
+    def known(self, text: str, names: Iterable[str]) -> tuple[str, bytes]:
+        """The text as it was, and which of its characters are a person's: in disguise, or a marked name."""
+        plain: list[str] = []
+        typed = bytearray()
+        until = 0
+        for at, char in enumerate(text):
+            if char == self.mark:
+                rest = text[at + 1 :].lstrip()
+                until = len(text) - len(rest) + next((len(n) for n in names if rest.startswith(n)), 0)
+                continue
+            worn = self._off.get(ord(char))
+            plain.append(char if worn is None else worn)
+            typed.append(worn is not None or at < until)
+        return "".join(plain), bytes(typed)
+
     def marked(self, text: str, at: int) -> bool:
         """Whether what stands at `at` was marked as a person's."""
         while at and text[at - 1].isspace():
@@ -295,13 +335,14 @@ def _mapped(value: Any, change: Callable[[str], str], key: str = "") -> Any:
     return value
 
 
-def load_template(path: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+def load_template(path: Path, tokenizer: Tokenizer, *, named: str = "default") -> ChatTemplate | None:
     """The chat template of a model folder or GGUF file; None when there is none.
 
-    Of several named ones it is the one called "default". Errors: ModelFileDamagedError.
+    Of several named ones it is the one called "default" (or the first), or another by its name; a model
+    with one template has none by another name. Errors: ModelFileDamagedError.
     """
     spoken = read_object(path / "tokenizer_config.json") if path.is_dir() else {}
-    source = _source(path, spoken, tokenizer)
+    source = _source(path, spoken, tokenizer, named)
     if source is None:
         return None
     special = {
@@ -316,20 +357,24 @@ def load_template(path: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     return ChatTemplate(source, tokenizer, special)
 
 
-def _source(path: Path, spoken: dict[str, Any], tokenizer: Tokenizer) -> str | None:
-    if path.is_dir() and (path / "chat_template.jinja").is_file():
+def _source(path: Path, spoken: dict[str, Any], tokenizer: Tokenizer, named: str) -> str | None:
+    alone = named == "default"
+    file = path / ("chat_template.jinja" if alone else f"additional_chat_templates/{named}.jinja")
+    if path.is_dir() and file.is_file():
         try:
-            return (path / "chat_template.jinja").read_bytes()[: 4 * MAX_SOURCE].decode("utf-8")
+            return file.read_bytes()[: 4 * MAX_SOURCE].decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise _fault(str(error)) from error
     found = spoken.get("chat_template")
     if found is None:
         found = tokenizer.vocabulary.chat_templates or None
     if isinstance(found, list):
-        named: Iterable[Any] = (entry for entry in found if isinstance(entry, dict))
-        found = {entry.get("name"): entry.get("template") for entry in named}
+        entries: Iterable[Any] = (entry for entry in found if isinstance(entry, dict))
+        found = {entry.get("name"): entry.get("template") for entry in entries}
     if isinstance(found, dict):
-        found = found.get("default", next(iter(found.values()), None))
+        found = found.get(named, next(iter(found.values()), None) if alone else None)
+    elif not alone:
+        return None
     if found is not None and not isinstance(found, str):
         raise _fault("chat_template in tokenizer_config.json is not text")
     return found

@@ -22,7 +22,8 @@ from enum import StrEnum
 from typing import Any
 
 from ayllu.errors import RequestError
-from ayllu.text.tokenizer import Tokenizer
+from ayllu.text.tokenizer import StreamDecoder, Tokenizer
+from ayllu.tools.tool import Tool
 
 
 class Kind(StrEnum):
@@ -66,6 +67,28 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """A call that a model wrote: name, JSON text of the arguments, the id that it gave, if any.
+
+    `error` says what is wrong with a call that can't be read; the name may be empty then.
+    """
+
+    name: str
+    arguments: str
+    id: str = ""
+    error: str = ""
+
+    @property
+    def text(self) -> str:
+        """`name {"arguments":"as JSON"}`."""
+        return f"{self.name} {self.arguments}".strip()
+
+
+# What may be called: a tool, OpenAI's description of one, or only its name.
+Offer = str | Tool | dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Transcript:
     """Spans in order. Immutable: every change gives a new one."""
 
@@ -82,6 +105,14 @@ class Transcript:
     def plus(self, *spans: Span) -> Transcript:
         """With `spans` appended."""
         return replace(self, spans=self.spans + spans)
+
+    @property
+    def latest(self) -> tuple[Span, ...]:
+        """The spans that the model sampled last, since somebody else spoke."""
+        first = len(self.spans)
+        while first and self.spans[first - 1].sampled:
+            first -= 1
+        return self.spans[first:]
 
 
 class Chat:
@@ -102,10 +133,10 @@ class Chat:
         head = (self.bos, self._open[kind]) if first else (self._open[kind],)
         return Span(kind, (*head, *self.tokenizer.encode(text), *self._close[kind]), sampled)
 
-    def start(self, user: str, *, system: str = "", tools: Sequence[str] = ()) -> Transcript:
-        """A conversation's first turn."""
+    def start(self, user: str, *, system: str = "", tools: Sequence[Offer] = ()) -> Transcript:
+        """A conversation's first turn. This form names the tools only."""
         transcript = Transcript()
-        text = system_text(system, tools)
+        text = system_text(system, [offered_name(tool) for tool in tools])
         if text:
             transcript = self.add(transcript, Kind.SYSTEM, text)
         return self.add(transcript, Kind.USER, user)
@@ -150,9 +181,25 @@ class Chat:
             and self._control_ids.isdisjoint(inside)
         )
 
-    def continues(self, transcript: Transcript) -> bool:
-        """Whether an answer goes on in the middle of a text: never here."""
-        return False
+    def reader(self, transcript: Transcript) -> Reader:
+        """What reads the model's next turn while it comes."""
+        return Reader(self)
+
+    def calls(self, transcript: Transcript) -> list[Heard]:
+        """The calls at the end that wait for a result: one here, or none."""
+        last = transcript.spans[-1] if transcript.spans else None
+        if last is None or not last.sampled or last.ids[-1:] != (self.call_end,):
+            return []
+        if last.kind != Kind.CALL or not self.is_closed(last):
+            return [Heard("", "", error="not a call")]
+        name, arguments = split_call(self.text(last).strip())
+        return [Heard(name, arguments.strip())]
+
+    def with_results(self, transcript: Transcript, results: Sequence[str]) -> Transcript:
+        """With the results of `calls`, in their order."""
+        for text in results:
+            transcript = self.add(transcript, Kind.RESULT, text)
+        return transcript
 
     def answer(self, transcript: Transcript) -> str | None:
         """The last whole answer's text after the last user turn, or None."""
@@ -164,15 +211,22 @@ class Chat:
         return None
 
     # ---- OpenAI's JSON, both ways
-    def from_messages(self, messages: Iterable[dict[str, Any]], *, tools: Sequence[str] = ()) -> Transcript:
+    def from_messages(
+        self,
+        messages: Iterable[dict[str, Any]],
+        *,
+        tools: Sequence[Offer] = (),
+        options: dict[str, Any] | None = None,
+    ) -> Transcript:
         """A transcript from chat-completion messages, ready for the model's next turn.
 
         Roles: system/developer (first only), user, assistant (content, reasoning_content,
-        tool_calls), tool. Raises RequestError for an order that the form can't express.
+        tool_calls), tool. `options` are for templates; this form has none. Raises RequestError for an
+        order that the form can't express.
         """
         system, rest = _split_system(list(messages))
         transcript = Transcript()
-        if text := system_text(system, tools):
+        if text := system_text(system, [offered_name(tool) for tool in tools]):
             transcript = self.add(transcript, Kind.SYSTEM, text)
         previous = "system"
         for index, message in enumerate(rest):
@@ -213,6 +267,66 @@ class Chat:
         if calls:
             message["tool_calls"] = calls
         return message
+
+
+_KINDS = {
+    "<|think|>": "think",
+    "<|/think|>": "say",
+    "<|tool|>": "call",
+    "<|/tool|>": "say",
+    "<|answer|>": "say",
+    "<|end|>": "say",
+}
+
+
+class Reader:
+    """Sampled ids in, text by kind out, as whole characters; what stands outside any span is an answer.
+
+    `said` are the places of the tokens whose text is part of an answer, `thinking` counts those of thoughts.
+    """
+
+    def __init__(self, chat: Chat) -> None:
+        control = chat.tokenizer.control
+        self.kinds = {control[name]: kind for name, kind in _KINDS.items()}
+        self.closers = (control["<|/think|>"], control["<|/tool|>"], control["<|end|>"])
+        self.control = frozenset(control.values())
+        self.decoder = StreamDecoder(chat.tokenizer)
+        self.kind, self.at = "say", 0
+        self.said: list[int] = []
+        self.thinking = 0
+
+    def read(self, ids: Sequence[int], *, last: bool) -> list[tuple[str, str]]:
+        """(kind, text) of the ids not seen before, neighbours of one kind joined; `last` flushes."""
+        pieces: list[tuple[str, str]] = []
+        for place in range(self.at, len(ids)):
+            token = ids[place]
+            if token in self.kinds:
+                pieces.append((self.kind, self.decoder.flush()))
+                closes_thought = self.kind == "think" and token in self.closers
+                self.kind = self.kinds[token]
+                self.thinking += closes_thought or self.kind == "think"
+                continue
+            pieces.append((self.kind, self.decoder.push(token)))
+            self.thinking += self.kind == "think"
+            if self.kind == "say" and token not in self.control:
+                self.said.append(place)
+        self.at = len(ids)
+        if last:
+            pieces.append((self.kind, self.decoder.flush()))
+        joined: list[tuple[str, str]] = []
+        for kind, text in pieces:
+            if text and joined and joined[-1][0] == kind:
+                joined[-1] = (kind, joined[-1][1] + text)
+            elif text:
+                joined.append((kind, text))
+        return joined
+
+
+def offered_name(offer: Offer) -> str:
+    """The name of a tool on offer."""
+    if isinstance(offer, str):
+        return offer
+    return offer.name if isinstance(offer, Tool) else str(offer["function"]["name"])
 
 
 def system_text(system: str, tools: Sequence[str]) -> str:

@@ -60,7 +60,7 @@ class Message(Struct):
 
 
 class Function(Struct):
-    """A tool that the caller offers. The model is told its name; see `ignored_fields`."""
+    """A tool that the caller offers. Our own models are told its name only; see `ignored_fields`."""
 
     name: Name
     description: str | None = None
@@ -107,7 +107,8 @@ class ChatRequest(Struct):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: Annotated[list[ToolOffer], Meta(max_length=limits.MAX_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None  # the model writes one call at a time, which either value allows
+    parallel_tool_calls: bool | None = None  # our own models write one call at a time anyway
+    chat_template_kwargs: dict[str, Any] | None = None  # for a model with a template of its own
     response_format: ResponseFormat | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
@@ -120,8 +121,11 @@ _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-def parse_chat(body: bytes) -> tuple[ChatRequest, list[str]]:
-    """The checked request and the names of ignored fields. Raises ApiError 400."""
+def parse_chat(body: bytes, *, native: bool = True) -> tuple[ChatRequest, list[str]]:
+    """The checked request and the names of ignored fields; `native`: for a model of our own form.
+
+    Raises ApiError 400.
+    """
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -136,7 +140,7 @@ def parse_chat(body: bytes) -> tuple[ChatRequest, list[str]]:
         found = _PATH.search(str(error))
         raise invalid(_short(_PATH.sub("", str(error))), found.group(1) if found else None) from error
     _refuse_what_is_not_served(request)
-    return request, ignored_fields(fields, request)
+    return request, ignored_fields(fields, request, native=native)
 
 
 def _refuse_what_is_not_served(request: ChatRequest) -> None:
@@ -164,12 +168,15 @@ def _refuse_what_is_not_served(request: ChatRequest) -> None:
         raise invalid("two tools have the same name", "tools")
 
 
-def ignored_fields(fields: dict[str, Any], request: ChatRequest) -> list[str]:
+def ignored_fields(fields: dict[str, Any], request: ChatRequest, *, native: bool = True) -> list[str]:
     """Names of fields that were sent and have no effect; safe to put into a header."""
     names = [
         name if _FIELD_NAME.fullmatch(name) else "(unprintable)" for name in fields if name not in _KNOWN
     ]
+    if not native:
+        return names[:50]
     functions = [offer.function for offer in request.tools or ()]
+    names += ["chat_template_kwargs"] * bool(request.chat_template_kwargs)
     # The conversation's form names the tools; what they do the model knows from its training, or not.
     names += ["tools.function.description"] * any(f.description for f in functions)
     names += ["tools.function.parameters"] * any(f.parameters for f in functions)

@@ -67,7 +67,7 @@ def routes(service: Service, api_key: str | None) -> list[Route]:
 
 async def _chat(service: Service, request: Request) -> Response:
     body = await read_body(request, service.limits)
-    asked, ignored = openai.parse_chat(body)
+    asked, ignored = openai.parse_chat(body, native=service.chat.tokenizer.native)
     if asked.model is not None:
         _known_model(service, asked.model)
     prepared = await run_in_threadpool(service.prepare, asked, cache_salt(request.headers))
@@ -212,15 +212,18 @@ def _deltas(job: Job, choice: int, part: Part) -> list[Says]:
         return [Says(reasoning_content=part.text, reasoning=part.text)]
     # Some clients lose argument bytes that come with the name: name first, then the arguments.
     whole = _call(job, choice, part)
-    head = openai.SentCall(openai.SentFunction("", whole.function.name), whole.id, whole.type, index=0)
-    rest = openai.SentCall(openai.SentFunction(whole.function.arguments), index=0)
+    head = openai.SentCall(
+        openai.SentFunction("", whole.function.name), whole.id, whole.type, index=part.number
+    )
+    rest = openai.SentCall(openai.SentFunction(whole.function.arguments), index=part.number)
     return [Says(tool_calls=[head]), Says(tool_calls=[rest])]
 
 
 def _call(job: Job, choice: int, part: Part) -> openai.SentCall:
     assert part.call is not None
     function = openai.SentFunction(part.call.arguments, part.call.name)
-    return openai.SentCall(function, f"call_{job.id.removeprefix('chatcmpl-')[:20]}_{choice}", "function")
+    name = f"call_{job.id.removeprefix('chatcmpl-')[:20]}_{choice}_{part.number}"
+    return openai.SentCall(function, name, "function")
 
 
 def _trace(ran: Ran) -> openai.Trace:

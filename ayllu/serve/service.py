@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,8 @@ from ayllu.errors import (
 )
 from ayllu.files import read_json
 from ayllu.reason.foreign import TemplateChat
-from ayllu.reason.loop import Turn
-from ayllu.reason.transcript import Chat, Transcript
+from ayllu.reason.loop import MAX_CALLS, Turn
+from ayllu.reason.transcript import Chat, Offer, Transcript
 from ayllu.serve.enginethread import EngineThread, News, Order
 from ayllu.serve.faults import invalid
 from ayllu.serve.limits import Limits
@@ -137,8 +137,12 @@ class Service:
         Raises RequestError and ApiError (400), ContextLengthError with both numbers.
         """
         toolbox = self._toolbox(request)
-        names = toolbox.offered if isinstance(toolbox, CallersTools) else toolbox.names
-        transcript = self.chat.from_messages(plain_messages(request), tools=names)
+        offers: Sequence[Offer] = toolbox.tools
+        if isinstance(toolbox, CallersTools):
+            offers = [msgspec.to_builtins(offer) for offer in request.tools or ()]
+        transcript = self.chat.from_messages(
+            plain_messages(request), tools=offers, options=request.chat_template_kwargs
+        )
         prompt = len(transcript.ids())
         wanted = request.max_completion_tokens or request.max_tokens
         context = self.engine.context_length
@@ -216,7 +220,8 @@ class Service:
 
     def _toolbox(self, request: ChatRequest) -> Toolbox:
         if request.tools and request.tool_choice != "none":
-            return CallersTools([offer.function.name for offer in request.tools])
+            most = 1 if request.parallel_tool_calls is False else MAX_CALLS
+            return CallersTools([offer.function.name for offer in request.tools], most=most)
         wanted = request.ayllu_tools or []
         for index, name in enumerate(wanted):
             if name not in self.toolbox.names:

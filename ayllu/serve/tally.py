@@ -1,7 +1,7 @@
-"""Counting what was sampled: tokens of thinking, and the log-probabilities of the answer's tokens.
+"""Which of the sampled tokens are the answer, and with which log-probabilities they were sampled.
 
-The counts are taken from the sampled ids themselves, so that they are what the engine did and not
-what some text encodes to again.
+The tokens are the sampled ids themselves, so that they are what the engine did and not what some text
+encodes to again. Which of them belong to the answer says the reader of the conversation's form.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from collections import deque
 import msgspec
 
 from ayllu.text.tokenizer import Tokenizer
-
-_TURNS = {"<|think|>": "think", "<|tool|>": "call", "<|answer|>": "say"}
-_CLOSERS = ("<|/think|>", "<|/tool|>", "<|end|>")
 
 
 class TokenLogprob(msgspec.Struct):
@@ -26,31 +23,19 @@ class TokenLogprob(msgspec.Struct):
 
 
 class Tally:
-    """Reads sampled ids one by one, with the state machine of the transcript's form."""
+    """Takes the answer's tokens one by one and gives each with the text in which it begins."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        known = tokenizer.control if tokenizer.native else {}
-        self._opens = {known[name]: kind for name, kind in _TURNS.items() if name in known}
-        self._closes = {known[name] for name in _CLOSERS if name in known}
-        self._silent = {*tokenizer.control.values(), *tokenizer.eos}
-        self._kind = "say"
-        self.completion = self.reasoning = 0
         self._read = self._sent = 0  # bytes of the answer: read from tokens, shown to the caller
         self._pending: deque[tuple[int, TokenLogprob]] = deque()
 
     def push(self, token: int, logprob: float) -> None:
-        """One more sampled id."""
-        self.completion += 1
-        self._kind = self._opens.get(token, self._kind)
-        self.reasoning += self._kind == "think"
-        if token in self._closes:
-            self._kind = "say"
-        elif self._kind == "say" and token not in self._silent:
-            raw = self.tokenizer.piece_bytes(token)
-            entry = TokenLogprob(raw.decode("utf-8", "replace"), float(logprob), list(raw))
-            self._pending.append((self._read, entry))
-            self._read += len(raw)
+        """One more token of the answer."""
+        raw = self.tokenizer.piece_bytes(token)
+        entry = TokenLogprob(raw.decode("utf-8", "replace"), float(logprob), list(raw))
+        self._pending.append((self._read, entry))
+        self._read += len(raw)
 
     def shown(self, text: str) -> list[TokenLogprob]:
         """The tokens that begin in the answer's text up to and with `text`, each given once."""

@@ -1,8 +1,8 @@
 """One answer being written: a Turn of the tool-use loop, its stop strings, its counts.
 
 `advance` is called after each step of the engine and gives what became new as Parts, at the end an
-Ending. A call is run here when it is one of the server's own tools; a call to one of the caller's
-tools ends the answer, and the caller sends the result in its next request.
+Ending. A call is run here when it is one of the server's own tools; calls to the caller's tools end the
+answer, and the caller sends the results in its next request.
 """
 
 from __future__ import annotations
@@ -12,21 +12,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ayllu.errors import ContextLengthError
-from ayllu.reason.loop import Event, Turn
-from ayllu.reason.transcript import Kind, Transcript
+from ayllu.reason.loop import MAX_CALLS, Event, Turn
+from ayllu.reason.transcript import Heard
 from ayllu.serve.stops import StopStrings
 from ayllu.serve.tally import Tally, TokenLogprob
 from ayllu.tools.tool import Call, Result, Toolbox
 
 
 class CallersTools(Toolbox):
-    """Tools that the caller runs. A call that can't be passed on is answered with an error at once."""
+    """Tools that the caller runs. A call that can't be passed on is answered with an error at once.
 
-    def __init__(self, names: Sequence[str]) -> None:
+    `most`: so many calls of one turn are passed on.
+    """
+
+    def __init__(self, names: Sequence[str], *, most: int = MAX_CALLS) -> None:
         super().__init__()
-        self.offered = tuple(names)
+        self.offered, self.most = tuple(names), most
 
-    def run(self, name: str, arguments: str) -> Result:
+    def run(self, name: str, arguments: str, *, seconds: float | None = None) -> Result:
         """What the model reads after a call that `passes_on` refuses."""
         if name not in self.offered:
             return Result(
@@ -34,22 +37,31 @@ class CallersTools(Toolbox):
             )
         return Result(False, "error: the arguments are not valid JSON", valid=False)
 
-    def passes_on(self, call: Call) -> bool:
-        """Whether the caller gets this call: a tool of theirs, arguments that are a JSON object."""
+    def passed_on(self, calls: Sequence[Heard]) -> list[Call]:
+        """The calls that the caller gets: to tools of theirs, with arguments that are a JSON object."""
+        return [Call(call.name, call.arguments) for call in calls if self._sound(call)][: self.most]
+
+    def _sound(self, call: Heard) -> bool:
         try:
-            return call.name in self.offered and isinstance(json.loads(call.arguments), dict)
+            return (
+                not call.error and call.name in self.offered and isinstance(json.loads(call.arguments), dict)
+            )
         except (ValueError, RecursionError):
             return False
 
 
 @dataclass(frozen=True)
 class Part:
-    """New text of one kind: "think", "say"; or "call" (then `call` is whole), for the caller to run."""
+    """New text of one kind: "think", "say"; or "call" (then `call` is whole), for the caller to run.
+
+    `number` counts the calls of one answer from 0.
+    """
 
     kind: str
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     call: Call | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,12 +91,14 @@ class Writing:
     tally: Tally
     ended: bool = False
     ran: list[Ran] = field(default_factory=list)
+    completion: int = 0  # tokens sampled so far
     _seen: int = 0
+    _said: int = 0
 
     def submit(self) -> None:
         """Give the conversation to the engine (again, after a call was run)."""
         self.turn.submit()
-        self._seen = 0
+        self._seen = self._said = 0
 
     def submit_or_end(self) -> list[Part | Ending]:
         """`submit`; a conversation that its own results made too long ends with "length"."""
@@ -100,10 +114,14 @@ class Writing:
         """What the engine's last step added."""
         handle = self.turn.handle
         finished, count = handle.finished, len(handle.token_ids)
-        for at in range(self._seen, count):
-            self.tally.push(handle.token_ids[at], handle.logprobs[at])
+        self.completion += count - self._seen
         self._seen = count
-        news = self._texts(self.turn.read())
+        events = self.turn.read()
+        said = self.turn.reader.said
+        for place in said[self._said :]:
+            self.tally.push(handle.token_ids[place], handle.logprobs[place])
+        self._said = len(said)
+        news = self._texts(events)
         if self.stops.hit:
             self.turn.cancel()
             return [*news, *self._end("stop")]
@@ -124,22 +142,20 @@ class Writing:
         return news
 
     def _settle(self) -> list[Part | Ending]:
-        call, toolbox = self._call(), self.turn.toolbox
-        if isinstance(toolbox, CallersTools) and toolbox.passes_on(call):
-            self.turn.cancel()
-            return [*self._flush(), Part("call", call=call), *self._end("tool_calls")]
-        self.ran += [Ran(call, event.text) for event in self.turn.settle() if event.kind == "result"]
-        if self.turn.answer is None:
+        turn, toolbox = self.turn, self.turn.toolbox
+        chat, handle = turn.chat, turn.handle
+        stopped = handle.finish_reason == "stop"
+        calls = chat.calls(chat.extend(turn.transcript, handle.token_ids)) if stopped else []
+        if isinstance(toolbox, CallersTools) and (passed := toolbox.passed_on(calls)):
+            turn.cancel()
+            parts = [Part("call", call=call, number=number) for number, call in enumerate(passed)]
+            return [*self._flush(), *parts, *self._end("tool_calls")]
+        results = [event.text for event in turn.settle() if event.kind == "result"]
+        self.ran += [Ran(Call(c.name, c.arguments), text) for c, text in zip(calls, results, strict=True)]
+        if turn.answer is None:
             return []
-        reason = "stop" if self.turn.answer.finish_reason == "stop" else "length"
+        reason = "stop" if turn.answer.finish_reason == "stop" else "length"
         return [*self._flush(), *self._end(reason)]
-
-    def _call(self) -> Call:
-        """The call at the end of what was sampled; a nameless one where there is none."""
-        chat = self.turn.chat
-        spans = chat.extend(Transcript(), self.turn.handle.token_ids).spans
-        whole = bool(spans) and spans[-1].kind == Kind.CALL and chat.is_closed(spans[-1])
-        return Call.parse(chat.text(spans[-1])) if whole else Call("", "")
 
     def _flush(self) -> list[Part | Ending]:
         text = self.stops.flush()
@@ -148,4 +164,4 @@ class Writing:
 
     def _end(self, reason: str) -> list[Part | Ending]:
         self.ended = True
-        return [Ending(reason, self.tally.completion, self.tally.reasoning, tuple(self.ran))]
+        return [Ending(reason, self.completion, self.turn.thinking, tuple(self.ran))]

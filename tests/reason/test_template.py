@@ -405,7 +405,9 @@ def test_a_conversation_of_several_turns(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, CHATML)
     tokenizer = Tokenizer.load(folder)
     chat = chat_of(folder, tokenizer)
-    assert isinstance(chat, TemplateChat) and chat.stop_ids == (tokenizer.control["</s>"],)
+    assert isinstance(chat, TemplateChat)
+    assert chat.stop_ids[0] == tokenizer.control["</s>"]
+    assert tokenizer.control["<|im_end|>"] in chat.stop_ids, "the turn's end in this family"
     first = chat.start("one")
     answered = chat.extend(first, [*tokenizer.encode("two"), *tokenizer.eos])
     assert chat.answer(answered) == "two" and chat.is_closed(answered.spans[-1])

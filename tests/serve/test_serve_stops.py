@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ayllu.reason.transcript import Chat, Reader
 from ayllu.serve.stops import StopStrings
 from ayllu.serve.tally import Tally
 
@@ -40,14 +41,19 @@ def test_token_bytes_are_the_text(tokenizer, text):
     assert b"".join(tokenizer.piece_bytes(i) for i in tokenizer.encode(text)) == text.encode()
 
 
-@given(st.text(max_size=20), st.text(max_size=20))
-def test_every_token_is_counted_and_given_once(tokenizer, thought, answer):
+@given(st.text(max_size=20), st.text(max_size=20), st.integers(0, 60))
+def test_every_token_of_the_answer_is_given_once(tokenizer, thought, answer, cut):
     control = tokenizer.control
     thinking = [control["<|think|>"], *tokenizer.encode(thought), control["<|/think|>"]]
-    saying = [control["<|answer|>"], *tokenizer.encode(answer), control["<|end|>"]]
-    tally = Tally(tokenizer)
-    for token in thinking + saying:
-        tally.push(token, -1.0)
-    assert (tally.completion, tally.reasoning) == (len(thinking) + len(saying), len(thinking))
-    given_out = tally.shown(answer) + tally.rest()
+    ids = [*thinking, control["<|answer|>"], *tokenizer.encode(answer), control["<|end|>"]]
+    tally, reader = Tally(tokenizer), Reader(Chat(tokenizer))
+    given_out, done = [], 0
+    for end in (min(cut, len(ids)), len(ids)):
+        said = "".join(text for kind, text in reader.read(ids[:end], last=end == len(ids)) if kind == "say")
+        for place in reader.said[done:]:
+            tally.push(ids[place], -1.0)
+        done = len(reader.said)
+        given_out += tally.shown(said)
+    given_out += tally.rest()
+    assert reader.thinking == len(thinking)
     assert bytes(b for entry in given_out for b in entry.bytes) == answer.encode()

@@ -1,0 +1,73 @@
+"""ChatML with Hermes' tool calls: Nous Hermes 2 and 3, Qwen 2.5, QwQ, Qwen 3, and Qwen 3 Coder's form.
+
+<|im_start|>role, a line's end, the text, <|im_end|> (OpenAI's ChatML). A call is a JSON object between
+<tool_call> and </tool_call>; a result stands between <tool_response> and </tool_response>, in a user's
+turn (Qwen) or in a tool's (Hermes). Qwen 3 Coder writes the arguments one by one instead:
+<function=name><parameter=key>value</parameter></function>.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ayllu.reason.formats.form import (
+    THINKING,
+    Does,
+    Format,
+    Mark,
+    Parts,
+    UnreadableError,
+    json_calls,
+    named_call,
+)
+from ayllu.reason.transcript import Heard, Kind
+
+_FUNCTION, _FUNCTION_END = "<function=", "</function>"
+_PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
+
+
+def read(parts: Parts) -> list[Heard]:
+    """JSON objects, or Qwen 3 Coder's functions."""
+    text = "".join(text for _, text in parts).strip()
+    return [_function(text)] if text.startswith(_FUNCTION) else json_calls(text)
+
+
+def _function(text: str) -> Heard:
+    """One function with its parameters. What is JSON is taken as JSON, all other values are text."""
+    name, sign, rest = text[len(_FUNCTION) :].partition(">")
+    if not sign:
+        raise UnreadableError("the function's name has no end")
+    arguments: dict[str, Any] = {}
+    while (at := rest.find(_PARAMETER)) >= 0:
+        key, sign, rest = rest[at + len(_PARAMETER) :].partition(">")
+        value, end, rest = rest.partition(_PARAMETER_END)
+        if not sign or not end:
+            raise UnreadableError(f"the parameter {key[:40]!r} has no end")
+        value = value.removeprefix("\n").removesuffix("\n")
+        try:
+            arguments[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            arguments[key] = value
+    if rest.strip() not in ("", _FUNCTION_END):
+        raise UnreadableError("there is more than parameters in the function")
+    return named_call(name, json.dumps(arguments, ensure_ascii=False))
+
+
+HERMES = Format(
+    name="hermes",
+    signs=("<|im_start|>",),
+    marks={
+        "<|im_start|>": Mark(Does.HEAD),
+        "<|im_end|>": Mark(Does.END),
+        "<|endoftext|>": Mark(Does.END),
+        "<tool_call>": Mark(Does.OPEN, Kind.CALL),
+        "</tool_call>": Mark(Does.CLOSE, Kind.CALL),
+        "<tool_response>": Mark(Does.OPEN, Kind.RESULT),
+        "</tool_response>": Mark(Does.CLOSE, Kind.RESULT, then=None),
+        **THINKING,
+    },
+    read=read,
+    roles={"system": Kind.SYSTEM, "user": Kind.USER, "assistant": Kind.SAY, "tool": Kind.RESULT},
+    head_ends="\n",
+)
