@@ -65,8 +65,7 @@ class Steering:
             if token >= vocab_size:
                 raise RequestError(f"{name} names token {token}, the vocabulary ends at {vocab_size - 1}")
         steered = params.min_tokens or params.grammar or params.thinking or params.stop_strings
-        steered = steered or params.enclosed
-        if not steered and not Penalties.needed(params):
+        if not steered and params.enclosed is None and not Penalties.needed(params):
             return None
         return cls(params, sequence.prompt_ids, tokenizer, vocab_size)
 

@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -69,10 +69,11 @@ class _Worker:
         self.paths, self.lock = list(paths), threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self.hello: dict[str, Any] = {}
-        self.close = weakref.finalize(self, lambda: None)
+        self.close: Callable[[], object] = lambda: None  # ends the process
 
     def start(self) -> dict[str, Any]:
         """What a new process says first."""
+        self.close()
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-m", "ayllu.tools.sql_worker", *self.paths],
             stdin=subprocess.PIPE,
@@ -81,7 +82,6 @@ class _Worker:
             start_new_session=True,  # Ctrl-C in a terminal is for us
             env={"MALLOC_ARENA_MAX": "2"},  # address space is limited there, and arenas take much of it
         )
-        self.close.detach()
         self.close = weakref.finalize(self, _end, self._process)
         self.hello = self._read(_LOADING) or {"error": "DuckDB can't be started"}
         return self.hello

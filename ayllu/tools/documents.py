@@ -1,0 +1,167 @@
+"""The tool `documents`: search in a folder of texts, with citations; ranking by BM25 (Robertson and Zaragoza
+2009, "The Probabilistic Relevance Framework", section 3.4).
+
+A text is cut into passages at its empty lines, each with its file and lines, so that whoever reads an answer
+can look it up. A term is a word in small letters; in Telugu the vowel signs belong to it. Since German and
+Telugu add endings, and English a few, the first letters of a longer word count as a weaker term of their own:
+`invoices` finds `invoice`, `Rechnungen` finds `Rechnung`, without a dictionary of any language.
+
+Only regular files beneath the folder are read, links are not followed, everything is bounded. What stands in
+the passages is somebody's text: the model reads it as a result, never as control tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ayllu.errors import RequestError
+from ayllu.tools.tool import Tool, ToolError, cut
+
+SUFFIXES = (".txt", ".md", ".rst", ".org")
+MAX_FILES, MAX_FILE, MAX_TOTAL = 5000, 4 << 20, 64 << 20  # files; bytes of one; bytes of all
+MAX_LINES, MAX_PASSAGE = 12, 900  # of a passage: lines, characters
+MAX_QUERY, MAX_SHOWN, SHOWN = 300, 600, 3  # characters; characters of a quoted passage; passages
+K1, B = 1.2, 0.75
+STEM, STEM_WEIGHT = 5, 0.4  # letters of the weaker term, its weight
+# Letters and digits, and the signs that Python doesn't count among them: accents, vowel signs, joiners.
+_WORD = re.compile(r"(?:[^\W_]|[\u0300-\u036f\u0900-\u0963\u0966-\u0dff\u200c\u200d])+")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A stretch of a file: its path in the folder, first and last line (from 1), text."""
+
+    file: str
+    first: int
+    last: int
+    text: str
+
+    @property
+    def citation(self) -> str:
+        """`handbook.md:12-15`."""
+        return f"{self.file}:{self.first}" + (f"-{self.last}" if self.last > self.first else "")
+
+
+def terms(text: str) -> Iterator[tuple[str, float]]:
+    """The terms of a text with their weights."""
+    for found in _WORD.finditer(unicodedata.normalize("NFKC", text).casefold()):
+        word = found.group().replace("\u200c", "").replace("\u200d", "")
+        yield word, 1.0
+        if len(word) > STEM and not word.isdigit():
+            yield word[:STEM] + "*", STEM_WEIGHT
+        elif len(word) == STEM:
+            yield word + "*", STEM_WEIGHT
+
+
+def passages(file: str, text: str) -> Iterator[Passage]:
+    """A file's passages: paragraphs, long ones in parts."""
+    begun, lines, size = 0, list[str](), 0
+    for number, line in enumerate([*text.splitlines(), ""], 1):
+        line = line.rstrip()[:MAX_PASSAGE]
+        full = len(lines) >= MAX_LINES or size + len(line) > MAX_PASSAGE
+        if lines and (not line.strip() or full):
+            yield Passage(file, begun, begun + len(lines) - 1, "\n".join(lines))
+            lines, size = [], 0
+        if line.strip():
+            begun = begun if lines else number
+            lines.append(line)
+            size += len(line)
+
+
+class Documents:
+    """An index of the texts in a folder. `skipped`: files that weren't read, with the reason."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise RequestError(
+                f"there is no folder {str(self.folder)!r} of documents", fix="name one that is there"
+            )
+        self.passages: list[Passage] = []
+        self.files: list[str] = []
+        self.skipped: dict[str, str] = {}
+        for name, text in self._texts():
+            self.files.append(name)
+            self.passages += passages(name, text)
+        self._postings: dict[str, list[tuple[int, float]]] = {}
+        self._lengths: list[float] = []
+        for number, passage in enumerate(self.passages):
+            counts: Counter[str] = Counter()
+            for term, weight in terms(f"{passage.text}\n{Path(passage.file).stem}"):
+                counts[term] += weight  # type: ignore[assignment]
+            self._lengths.append(sum(counts.values()))
+            for term, count in counts.items():
+                self._postings.setdefault(term, []).append((number, count))
+        self._mean = sum(self._lengths) / len(self._lengths) if self._lengths else 1.0
+
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        total = 0
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix.lower() not in SUFFIXES:
+                continue
+            name = path.relative_to(self.folder).as_posix()
+            if any(
+                part.is_symlink()
+                for part in (path, *path.parents)
+                if part != self.folder and self._below(part)
+            ):
+                self.skipped[name] = "a link"
+            elif not path.is_file():
+                continue
+            elif (size := path.stat().st_size) > MAX_FILE:
+                self.skipped[name] = "too large"
+            elif total + size > MAX_TOTAL or len(self.files) >= MAX_FILES:
+                self.skipped[name] = "the folder has too many documents"
+            else:
+                try:
+                    text = path.read_bytes().decode("utf-8-sig")
+                except (UnicodeDecodeError, OSError):
+                    self.skipped[name] = "not UTF-8 text"
+                    continue
+                total += size
+                yield name, text
+
+    def _below(self, path: Path) -> bool:
+        return path.is_relative_to(self.folder)
+
+    def search(self, query: str, most: int = SHOWN) -> list[tuple[Passage, float]]:
+        """The best passages with their scores, falling; equals in the order of the files."""
+        scores: Counter[int] = Counter()
+        count = len(self.passages)
+        for term in {term for term, _ in terms(query)}:
+            found = self._postings.get(term, ())
+            rarity = math.log(1 + (count - len(found) + 0.5) / (len(found) + 0.5))
+            for number, often in found:
+                length = self._lengths[number] / self._mean
+                scores[number] += rarity * often * (K1 + 1) / (often + K1 * (1 - B + B * length))  # type: ignore
+        best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:most]
+        return [(self.passages[number], score) for number, score in best]
+
+
+def documents_tool(documents: Documents) -> Tool:
+    """The tool `documents` over one folder."""
+
+    def run(arguments: dict[str, Any]) -> str:
+        if not any(True for _ in terms(arguments["query"])):
+            raise ToolError("the query has no words")
+        found = documents.search(arguments["query"])
+        shown = [f"[{passage.citation}]\n{cut(passage.text, MAX_SHOWN)}" for passage, _ in found]
+        return "\n\n".join(shown) or "(nothing found)"
+
+    return Tool(
+        name="documents",
+        description="Searches the user's documents. Gives passages, each after its file and lines.",
+        parameters={
+            "type": "object",
+            "properties": {"query": {"type": "string", "maxLength": MAX_QUERY, "description": "a few words"}},
+            "required": ["query"],
+        },
+        run=run,
+    )
