@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import bfloat16, float32
+from torch import device as torch_device
 
 from ayllu.engine.executors.executor import Executor
 from ayllu.engine.executors.native import NativeExecutor
@@ -14,7 +15,7 @@ from ayllu.model.decoder import Decoder
 # Files of this folder are called torch and native: neither name may mean another module here.
 from ayllu.native import available, describe
 
-WEIGHTS = ("auto", "float32", "bfloat16", "int8", "int4")
+WEIGHTS = ("auto", "float32", "bfloat16", "int8", "int4", "fp8")
 _TYPES = {"float32": float32, "bfloat16": bfloat16}
 
 
@@ -31,6 +32,11 @@ def make_executor(
         return NativeExecutor(model, cache=cache)
     if weights == "auto":
         weights = "float32" if device == "cpu" else "bfloat16"
+    if torch_device(device).type == "cuda" and cache in ("auto", weights):
+        # Looks for Triton, which is nothing to wait for on a CPU.
+        from ayllu.engine.executors.cuda import CudaExecutor
+
+        return CudaExecutor(model, weights)
     reason = _why_not_native(model, device)
     if reason is None:
         return NativeExecutor(model, weights, cache=cache)

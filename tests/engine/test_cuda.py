@@ -1,0 +1,453 @@
+# ruff: noqa: E402
+"""The cuda executor against the torch decoder. Without a GPU its kernels run in Triton's interpreter, on the
+CPU and in full; what only a GPU has, graphs, is skipped there by name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined
+pytest.importorskip("triton", reason="Triton, which the kernels are written in, isn't installed")
+
+from cuda_models import DECODERS, FEW_BITS
+from test_native_executor import CONFIGS, batch, random_model
+
+from ayllu.engine.engine import Engine
+from ayllu.engine.executors import cuda, make_executor
+from ayllu.engine.executors.cuda import CudaExecutor
+from ayllu.engine.executors.cuda_graphs import SIZES, Graphs
+from ayllu.engine.executors.torch import TorchExecutor
+from ayllu.errors import AylluWarning, RequestError
+from ayllu.model.config import ModelConfig, dense_layer
+from ayllu.model.gpu import attention, products, rows
+from ayllu.model.gpu.weight_only import KINDS, WeightOnly
+from ayllu.model.mlp import gated
+from ayllu.model.moe import MoE
+
+DEVICE = "cuda" if GPU else "cpu"
+on_a_gpu = pytest.mark.skipif(not GPU, reason="CUDA graphs need a CUDA device, and there is none here")
+SMALL = ModelConfig(48, 90, (dense_layer(4, 2, 12, 70),) * 2, 200)
+TABLES = np.array([[3, 1, 8, 2, 7], [4, 10, 11, 12, 13], [5, 6, 0, 14, 9]], np.int32)
+
+
+def randoms(*shape: int, seed: int = 0, spread: float = 1.0) -> torch.Tensor:
+    return (spread * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(DEVICE)
+
+
+def on_device(config: ModelConfig):
+    return random_model(config).to(DEVICE)
+
+
+def decoded(executor, tokens_ST: torch.Tensor, first: tuple[int, ...] = (70, 33, 1), steps: int = 2):
+    """Prompts of `first` tokens in one step, then decode steps, all sequences together; the logits of the
+    latter (steps, sequences, vocabulary)."""
+    executor.reserve(15)
+    executor.step(batch([(r, 0, tokens_ST[r, :n].tolist()) for r, n in enumerate(first)], TABLES))
+    out = []
+    for ahead in range(steps):
+        pieces = [(r, n + ahead, [int(tokens_ST[r, n + ahead])]) for r, n in enumerate(first)]
+        out.append(executor.step(batch(pieces, TABLES)).cpu())
+    return torch.stack(out)
+
+
+def wanted(model, tokens_ST: torch.Tensor, first: tuple[int, ...] = (70, 33, 1), steps: int = 2):
+    """The same by the decoder."""
+    logits_STV = model(tokens_ST.to(DEVICE)).float().cpu()
+    return torch.stack(
+        [torch.stack([logits_STV[r, n + i] for r, n in enumerate(first)]) for i in range(steps)]
+    )
+
+
+def tokens_of(config: ModelConfig, seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, config.vocab_size, (3, 76), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """The interpreter runs programs one after the other: as many as a small chip would want."""
+    if not GPU:
+        monkeypatch.setattr(attention, "PROGRAMS", 16)
+
+
+# ---- the kernels
+@pytest.mark.parametrize("count", [1, 2, 19])
+@pytest.mark.parametrize("shape", [(40, 130), (5, 17)])
+@pytest.mark.parametrize("kind", [*KINDS, None])
+def test_products(kind, shape, count):
+    weight, bias = randoms(*shape), randoms(shape[0], seed=1)
+    weight[3], weight[:, 5], weight[1, 2] = 0.0, 1e-6, 1e4
+    x = randoms(count, shape[1], seed=2)
+    if kind is None:
+        data, scale, exact = weight, None, weight
+    else:
+        packed = WeightOnly(weight, bias, kind, torch.float32)
+        data, scale, exact = packed.data, packed.scale, packed.weight
+    got = products.product(x, data, scale, bias, shape[0], out=torch.float32)
+    want = F.linear(x.double(), exact.double(), bias.double())
+    assert (got - want).abs().max() <= 2e-6 * want.abs().max()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, None])
+def test_products_of_many_matrices(kind):
+    weight, x = randoms(4, 21, 70), randoms(3, 70, seed=1)
+    packed = WeightOnly(weight, None, kind, torch.float32) if kind else None
+    exact = weight if packed is None else packed.weight
+    data, scale = (weight, None) if packed is None else (packed.data, packed.scale)
+    which = torch.tensor([3, 0, 1, 1, 2, 3], dtype=torch.int32, device=DEVICE)
+    got = products.product(x, data, scale, None, 21, out=torch.float32, which_M=which, repeats=2)
+    want = torch.einsum("mc,mrc->mr", x.repeat_interleave(2, 0), exact[which.long()])
+    assert torch.allclose(got, want, atol=2e-5)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("int8", 0.006), ("int4", 0.09), ("fp8", 0.03)])
+def test_few_bits_are_close(kind, most):
+    weight = randoms(64, 200, spread=0.1)
+    error = WeightOnly(weight, None, kind, torch.float32).weight - weight
+    assert error.norm() <= most * weight.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_bits_of_nothing_and_of_odd_numbers(kind):
+    assert not WeightOnly(torch.zeros(3, 70), None, kind, torch.float32).weight.any()
+    large = torch.tensor([[3e38, -2e38, 1.0, 0.0]])
+    assert torch.allclose(WeightOnly(large, None, kind, torch.float32).weight, large, atol=3e37)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "window", "chunk"),
+    [(4, 2, 12, None, None), (20, 1, 24, 30, None), (2, 2, 16, None, 48)],
+)
+def test_attention(heads, kv_heads, dim, window, chunk, dtype):
+    k, v = (randoms(9, 16, kv_heads, dim, seed=s).to(dtype) for s in (1, 2))
+    q = randoms(4, heads, dim, seed=3).to(dtype)
+    positions, order = [97, 0, -1, 64], np.random.default_rng(0).permutation(9)
+    plan = torch.tensor([[0, p, *order] for p in positions], dtype=torch.int32, device=DEVICE)
+    plan[1, 3:] = 10**6  # never looked at
+    plan[2, 2:] = 10**6
+    got = attention.attend(q, k, v, plan, scale=0.3, window=window, chunk=chunk)
+    for row, position in enumerate(positions):
+        first = max(0, position - window + 1 if window else 0, position // chunk * chunk if chunk else 0)
+        if position < 0:
+            assert not got[row].any()
+            continue
+        blocks = torch.from_numpy(order[: position // 16 + 1]).to(DEVICE)
+        keys, values = (
+            t[blocks].flatten(0, 1)[first : position + 1].float().repeat_interleave(heads // kv_heads, 1)
+            for t in (k, v)
+        )
+        p = (torch.einsum("hd,khd->hk", q[row].float(), keys) * 0.3).softmax(-1)
+        want = torch.einsum("hk,khd->hd", p, values)
+        assert torch.allclose(got[row].float(), want, atol=1e-5 if dtype == torch.float32 else 0.02)
+
+
+def test_stretches(monkeypatch):
+    k, v, q = randoms(9, 16, 2, 8), randoms(9, 16, 2, 8, seed=1), randoms(9, 2, 8, seed=2)
+    plan = torch.tensor([[0, i, i] for i in range(9)], dtype=torch.int32, device=DEVICE)
+    mask = torch.arange(16, device=DEVICE) <= plan[:, 1:2]
+    p = torch.einsum("shd,skhd->shk", q, k).masked_fill(~mask[:, None], -torch.inf).softmax(-1)
+    want = torch.einsum("shk,skhd->shd", p, v)
+    for programs, sequences, splits in ((16, 9, 1), (150, 9, 8), (264, 1, 32)):
+        monkeypatch.setattr(attention, "PROGRAMS", programs)
+        assert attention.splits_for(sequences, 2) == splits
+        got = attention.attend(q[-sequences:], k, v, plan[-sequences:], scale=1.0)
+        assert torch.allclose(got, want[-sequences:], atol=1e-5)
+
+
+def test_what_stands_between_products():
+    x, added, weight = randoms(3, 37, spread=5.0), randoms(3, 37, seed=1), randoms(37, seed=2)
+    total = x + added
+    want = total * torch.rsqrt(total.square().mean(-1, keepdim=True) + 1e-5) * weight
+    assert torch.allclose(rows.add_norm(x, added, weight, 1e-5), want, atol=1e-5)
+    assert torch.equal(x, total)
+    assert torch.allclose(rows.add_norm(x, None, weight, 1e-5), want, atol=1e-5)
+    extreme = torch.cat([randoms(2, 2100), torch.full((2, 100), -300.0, device=DEVICE)], 1).contiguous()
+    assert torch.allclose(rows.gate(extreme), gated(extreme, "silu"), atol=1e-5)
+
+
+def test_nobody_stores_nothing():
+    cache = torch.zeros(2, 16, 1, 16, device=DEVICE)
+    plan = torch.tensor([[0, -1, 0], [0, 3, 1]], dtype=torch.int32, device=DEVICE)
+    options = {"heads": 1, "norms": None, "tables": None, "interleaved": False, "eps": 1e-6}
+    qkv = randoms(2, 48)
+    values = torch.zeros_like(cache)
+    q = rows.place(qkv, cache, values, plan, **options)
+    assert torch.equal(q[:, 0], qkv[:, :16])
+    assert torch.equal(cache[1, 3, 0], qkv[1, 16:32]) and torch.equal(values[1, 3, 0], qkv[1, 32:])
+    assert cache.count_nonzero() == values.count_nonzero() == 16
+
+
+# ---- the executor
+@pytest.mark.parametrize("name", DECODERS)
+def test_float32_equals_the_decoder(name):
+    model, tokens_ST = on_device(DECODERS[name]), tokens_of(DECODERS[name])
+    executor = CudaExecutor(model, "float32")
+    got, want = decoded(executor, tokens_ST), wanted(model, tokens_ST)
+    assert executor._proven
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    alone = executor.step(batch([(0, 70, [int(tokens_ST[0, 70])])], TABLES)).cpu()
+    assert (alone - want[0, 0]).abs().max() <= 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("name", ["one kv head", "experts"])
+@pytest.mark.parametrize("weights", FEW_BITS)
+def test_few_bits_equal_a_decoder_with_those_weights(name, weights):
+    model, tokens_ST = on_device(CONFIGS[name]), tokens_of(CONFIGS[name])
+    executor = CudaExecutor(model, weights)
+    # Compared in float32, so that rounding can't choose other experts.
+    executor.dtype = torch.float32
+    for layer in executor.layers:
+        layer.k_NBGD, layer.v_NBGE = layer.k_NBGD.float(), layer.v_NBGE.float()
+    executor.model.embedding.float()
+    for few in executor.model.modules():
+        if isinstance(few, WeightOnly):
+            few.dtype = torch.float32
+    own = dict(executor.model.named_modules())
+    named = dict(model.named_modules())
+    with torch.no_grad():
+        for where, few in own.items():
+            if isinstance(few, WeightOnly) and where != "head":
+                moe = named.get(where.rpartition(".")[0])
+                same = getattr(moe, where.rpartition(".")[2].removesuffix("_few"))
+                (same if isinstance(moe, MoE) and where.endswith("_few") else same.weight).copy_(few.weight)
+        model.embedding.weight.copy_(executor.model.embedding.weight)
+        if model.head is None:
+            model.head = executor.model.head
+        else:
+            model.head.weight.copy_(executor.model.head.weight)
+    got, want = decoded(executor, tokens_ST, steps=1), wanted(model, tokens_ST, steps=1)
+    assert executor._proven
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", *FEW_BITS])
+def test_sixteen_bits_are_close_to_the_torch_executor(weights):
+    model, tokens_ST = on_device(SMALL), tokens_of(SMALL)
+    want = decoded(TorchExecutor(model, torch.float32), tokens_ST)
+    got = decoded(CudaExecutor(model, weights), tokens_ST)
+    most = {"bfloat16": 0.03, "int8": 0.04, "fp8": 0.12, "int4": 0.35}[weights]
+    assert (got - want).abs().max() <= most * want.abs().max()
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int4"])
+def test_refresh_follows_a_live_model(weights):
+    config = CONFIGS["experts"]
+    model, tokens_ST = on_device(config), tokens_of(config)
+    executor = CudaExecutor(model, weights)
+    decoded(executor, tokens_ST, steps=1)
+    old = executor.fingerprint
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.05)
+    executor.refresh()
+    assert executor.fingerprint != old
+    fresh = CudaExecutor(model, weights)
+    assert executor.fingerprint == fresh.fingerprint
+    assert torch.equal(decoded(executor, tokens_ST, steps=1), decoded(fresh, tokens_ST, steps=1))
+
+
+def test_blocks_travel():
+    model, tokens = on_device(SMALL), list(range(20))
+    executor, other = CudaExecutor(model, "bfloat16"), CudaExecutor(model, "bfloat16")
+    executor.reserve(4)
+    other.reserve(6)
+    table = np.array([[1, 2]], np.int32)
+    executor.step(batch([(0, 0, tokens)], table))
+    want = executor.step(batch([(0, 20, [7])], table))
+    other.import_block(5, executor.export_block(1))
+    other.import_block(3, executor.export_block(2))
+    other.copy_block(5, 0)
+    assert torch.equal(other.step(batch([(0, 20, [7])], np.array([[0, 3]], np.int32))), want)
+    assert executor.export_block(1).numel() == executor.block_bytes
+
+
+def test_the_engine_writes_the_same_text_by_both():
+    model = on_device(SMALL)
+    prompts = [[5, 6, 7], list(range(40)), [1]]
+    texts = []
+    for executor in (CudaExecutor(model, "float32"), TorchExecutor(model, torch.float32)):
+        with Engine(model, executor=executor, device=DEVICE, cache_blocks=40) as engine:
+            done = engine.generate(prompts, max_tokens=3, temperature=0, logprobs=True)
+            texts.append([one.token_ids for one in done])
+    assert texts[0] == texts[1]
+
+
+def test_a_padded_plan_gives_the_same():
+    model = on_device(SMALL)
+    executor = CudaExecutor(model, "float32")
+    executor.reserve(3)
+    plan = torch.tensor([[7, 0, 1], [0, -1, 0], [9, 0, 2]], dtype=torch.int32, device=DEVICE)
+    with torch.inference_mode():
+        padded, alone = executor._decode(plan), executor._decode(plan[::2].contiguous())
+    assert torch.allclose(padded[::2], alone, atol=1e-5)
+    assert not executor.layers[0].k_NBGD[0].any()
+
+
+class _Asks(TorchDispatchMode):
+    """Collects the operations that make the host wait, or whose result's size depends on numbers."""
+
+    asking = ("_local_scalar_dense", "nonzero", "bincount", "masked_select", "_unique2", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.asking:
+            self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_step_asks_the_device_for_nothing(name, monkeypatch):
+    executor = CudaExecutor(on_device(DECODERS[name]), "bfloat16")
+    executor.reserve(2)
+    monkeypatch.setattr(products, "product", _shaped_like_a_product)  # the interpreter itself does ask
+    monkeypatch.setattr(attention, "attend", lambda q, *_, **__: q)
+    monkeypatch.setattr(rows, "add_norm", lambda x, *_: x)
+    monkeypatch.setattr(rows, "gate", lambda x: x[:, : x.shape[1] // 2])
+    monkeypatch.setattr(
+        rows, "place", lambda qkv, k, *_, heads, **__: qkv[:, : heads * k.shape[3]].unflatten(1, (heads, -1))
+    )
+    plan = torch.tensor([[7, 0, 0], [9, 0, 1]], dtype=torch.int32, device=DEVICE)
+    with torch.inference_mode(), _Asks() as asks:
+        executor._decode(plan)
+    assert not asks.found
+
+
+def _shaped_like_a_product(x, data, scale, bias, count, *, out, which_M=None, repeats=1):
+    return x.new_zeros(len(x) if which_M is None else len(which_M), count, dtype=out)
+
+
+# ---- what is chosen, what isn't there
+def test_a_gpu_gets_this_executor():
+    model = on_device(SMALL)
+    assert make_executor(model, "auto", "cuda").weights == "bfloat16"
+    assert make_executor(model, "int4", "cuda:0").name.endswith("int4, graphs of Triton kernels")
+    with pytest.raises(RequestError, match="fp8"):
+        make_executor(random_model(SMALL), "fp8", "cpu")
+    with pytest.raises(RequestError, match="cache"):
+        make_executor(model, "bfloat16", "cuda", cache="int8")
+    with pytest.raises(RequestError, match="int3"):
+        CudaExecutor(model, "int3")
+
+
+def test_other_decoders_run_without_kernels():
+    config = ModelConfig(48, 64, (dense_layer(4, 2, 16, 72),), 100, logit_softcap=30.0)
+    model, tokens_ST = on_device(config), tokens_of(config)
+    executor = CudaExecutor(model, "float32")
+    assert "cap on logits" in executor.name
+    assert torch.allclose(decoded(executor, tokens_ST), wanted(model, tokens_ST), atol=1e-4)
+
+
+def test_without_triton_torch_does_it(monkeypatch):
+    monkeypatch.setattr(cuda, "_NO_TRITON", "Triton isn't installed (here)")
+    model, tokens_ST = on_device(SMALL), tokens_of(SMALL)
+    for weights in ("float32", "int4"):
+        with pytest.warns(AylluWarning, match="Triton isn't installed"):
+            executor = CudaExecutor(model, weights)
+        want = wanted(executor.model, tokens_ST)
+        close = 1e-4 if weights == "float32" else 0.05 * want.abs().max()
+        assert (decoded(executor, tokens_ST) - want).abs().max() <= close
+        assert "Triton isn't installed" in executor.name
+
+
+def test_where_kernels_fail_at_first_torch_does_it(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no C compiler")
+
+    model, tokens_ST = on_device(SMALL), tokens_of(SMALL)
+    executor = CudaExecutor(model, "float32")
+    monkeypatch.setattr(attention, "attend", fail)
+    with pytest.warns(AylluWarning, match="no C compiler"):
+        got = decoded(executor, tokens_ST)
+    assert torch.allclose(got, wanted(model, tokens_ST), atol=1e-4)
+    assert "no C compiler" in executor.without_kernels
+
+
+def test_a_failure_later_is_not_hidden(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("lost")
+
+    model, tokens_ST = on_device(SMALL), tokens_of(SMALL)
+    executor = CudaExecutor(model, "float32")
+    decoded(executor, tokens_ST, steps=1)
+    executor.graphs.forget()
+    monkeypatch.setattr(attention, "attend", fail)
+    with pytest.raises(RuntimeError, match="lost"):
+        executor.step(batch([(0, 71, [1])], TABLES))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
+def test_every_kernel_compiles_for_hopper():
+    here = Path(__file__).parent
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "PYTHONPATH": os.pathsep.join([str(here), *sys.path]),
+    }
+    done = subprocess.run(
+        [sys.executable, here / "compile_kernels.py", "90"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    compiled = {line.split()[0] for line in done.stdout.splitlines()}
+    assert compiled == {"_one_row", "_rows", "_stretch", "_together", "_add_norm", "_place", "_gate"}
+
+
+# ---- graphs
+@on_a_gpu
+def test_graphs_repeat_what_the_kernels_do():
+    model, tokens_ST = on_device(SMALL), tokens_of(SMALL)
+    executor = CudaExecutor(model, "bfloat16")
+    by_graphs = decoded(executor, tokens_ST, steps=4)
+    assert executor.graphs.usable and executor.graphs._recorded
+    without = CudaExecutor(model, "bfloat16")
+    without.graphs.usable = False
+    assert torch.allclose(by_graphs, decoded(without, tokens_ST, steps=4), atol=1e-2)
+
+
+@on_a_gpu
+def test_a_grown_cache_gets_new_graphs():
+    model, tokens_ST = on_device(SMALL), tokens_of(SMALL)
+    executor = CudaExecutor(model, "float32")
+    decoded(executor, tokens_ST, steps=1)
+    executor.reserve(500)
+    assert not executor.graphs._recorded
+    again = decoded(executor, tokens_ST)
+    assert (again - wanted(model, tokens_ST)).abs().max() <= 1e-4
+
+
+@on_a_gpu
+def test_graphs_see_refreshed_weights():
+    model, tokens_ST = on_device(SMALL), tokens_of(SMALL)
+    executor = CudaExecutor(model, "bfloat16")
+    decoded(executor, tokens_ST)
+    recorded = dict(executor.graphs._recorded)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    executor.refresh()
+    assert executor.graphs._recorded == recorded  # the same memory, the same graphs
+    assert torch.equal(decoded(executor, tokens_ST), decoded(CudaExecutor(model, "bfloat16"), tokens_ST))
+
+
+@on_a_gpu
+def test_the_largest_number_of_sequences():
+    graphs = Graphs(lambda plan: plan[:, 1:2].float(), 1, torch.device(DEVICE))
+    positions = np.arange(SIZES[-1] - 3, dtype=np.int32)
+    got = graphs.run(positions, positions, positions[:, None])
+    assert got[:, 0].tolist() == positions.tolist()
