@@ -17,16 +17,20 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from ayllu import machine
 from ayllu.engine.engine import Engine
+from ayllu.engine.packed import FORMATS, PackedModel, pack_model
 from ayllu.engine.request import SamplingParams
 from ayllu.model.decoder import Decoder
 from ayllu.model.presets import preset
+from ayllu.native import available
 from ayllu.text.tokenizer import Tokenizer
 
 PASSAGE = "The herds stay together: ten llamas, four alpacas and a dog. Each family counts its own at night. "
@@ -58,21 +62,25 @@ def random_model(name: str, *, copying: bool) -> Decoder:
     return model
 
 
-def cases(name: str) -> list[tuple[str, Decoder | Path, list[int], Tokenizer | None]]:
-    """(what, the model, the prompt, its tokenizer)"""
+def cases(name: str) -> Iterator[tuple[str, Decoder | Path, list[int], Tokenizer | None]]:
+    """(what, the model, the prompt, its tokenizer), the copying one first."""
     folder = Path(name)
     if folder.is_dir():
         tokenizer = Tokenizer.load(folder)
         copy = tokenizer.encode(PASSAGE * 3 + PASSAGE[:20])
-        return [
-            ("copies", folder, [*tokenizer.prefix, *copy], tokenizer),
-            ("doesn't copy", folder, [*tokenizer.prefix, *tokenizer.encode(SENTENCE)], tokenizer),
-        ]
+        yield "copies", folder, [*tokenizer.prefix, *copy], tokenizer
+        yield "doesn't copy", folder, [*tokenizer.prefix, *tokenizer.encode(SENTENCE)], tokenizer
+        return
     ring = list(range(10 * RING, 11 * RING))
-    return [
-        ("copies", random_model(name, copying=True), ring + ring[:8], None),
-        ("doesn't copy", random_model(name, copying=False), ring, None),
-    ]
+    yield "copies", random_model(name, copying=True), ring + ring[:8], None
+    yield "doesn't copy", random_model(name, copying=False), ring, None
+
+
+def packed_once(model: Decoder | Path, weights: str) -> Decoder | PackedModel | Path:
+    """What both engines compute with: packed here, if anything is to be packed."""
+    if isinstance(model, Decoder) and weights in FORMATS and available():
+        return pack_model(model, weights)
+    return model
 
 
 def measure(engines: dict[bool, Engine], prompt: list[int], tokens: int, runs: int) -> dict[str, object]:
@@ -113,11 +121,14 @@ def main() -> None:
     parser.add_argument("--draft", type=Path, help="a smaller model's folder instead of lookup")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--runs", type=int, default=5, help="runs that count (default 5)")
+    parser.add_argument("--copies-only", action="store_true", help="leave out the text that doesn't copy")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     wish = parser.parse_args()
     results = []
     for name in wish.models:
-        for what, model, prompt, tokenizer in cases(name):
+        for what, found, prompt, tokenizer in islice(cases(name), 1 if wish.copies_only else None):
+            model = packed_once(found, wish.weights)
+            del found  # a large model in float32
             engines = {
                 fast: Engine(
                     model,

@@ -44,7 +44,7 @@ from ayllu.engine.engine import Engine, SamplingParams
 def status(key):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key + ":"))
-imported = time.monotonic()
+imported, bare = time.monotonic(), status("VmRSS")
 engine = Engine(wish["folder"], cache_folder=wish["cache"], cache_bytes=wish["cache_bytes"])
 opened = time.monotonic()
 ids = wish["ids"] or engine.tokenizer.encode("Once upon a time")
@@ -58,7 +58,8 @@ said = dict(seconds=first - begun, importing=imported - begun, opening=opened - 
 while not sequence.finished:
     engine.step()
 cache = len(engine.pool.references) * engine.executor.block_bytes
-said |= dict(ids=sequence.token_ids, peak=status("VmHWM"), anonymous=status("RssAnon"), cache=cache)
+said |= dict(bare=bare, ids=sequence.token_ids, cache=cache)
+said |= dict(peak=status("VmHWM"), anonymous=status("RssAnon"))
 print(json.dumps(said), flush=True)
 sys.stdin.read()
 """
@@ -111,11 +112,15 @@ def run(
         "cache_bytes": size,
         "begun": begun,
     }
+    # As installed: with compiled modules. The first process, which isn't counted, compiles them.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(folder.parent / "compiled")
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, json.dumps(wish)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env=environment,
     )
     assert process.stdout is not None
     said = process.stdout.readline()
@@ -174,6 +179,7 @@ def memory(folder: Path, packed_bytes: int, vocab_size: int) -> dict[str, Any]:
         "packed_bytes": packed_bytes,
         "cache_bytes": said["cache"],
         "peak_bytes": said["peak"],
+        "interpreter_and_torch_bytes": said["bare"],
         "anonymous_bytes": said["anonymous"],
         "beyond_weights_and_cache": over,
         "of_the_packed_bytes": over / packed_bytes,
@@ -199,9 +205,11 @@ def main() -> None:
         if "start" in wish.kinds:
             said["start"] = start(folder, wish.runs)
         if "memory" in wish.kinds:
+            run(folder)  # compiles the modules
             said["memory"] = memory(folder, packed_bytes, vocab_size)
         if "restart" in wish.kinds:
             cache = Path(temporary) / "cache"
+            run(folder)
             said["restart"] = restart(folder, wish.runs, wish.length, vocab_size, cache)
     said["machine"] = machine.describe()
     if wish.json:
