@@ -28,6 +28,7 @@ VERBS = {
     "export": "Export a model for other programs: one GGUF file (llama.cpp), or a Hugging Face folder.",
     "quantize": "Pack a model's weights in int8 or int4, and measure what that costs.",
     "bench": "Measure how fast a model decodes, reads prompts, and serves many texts at once.",
+    "eval": "Examine a model: official test sets, the project's own families, bits per byte of a text.",
     "report": "Write report.json and report.html of a run anew from what its stages recorded.",
     "version": "Versions of Ayllu and of what it stands on.",
 }

@@ -12,9 +12,6 @@ every text is taken, however deep it lies.
 
 from __future__ import annotations
 
-import csv
-import json
-import lzma
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from ayllu.errors import BadFileError, ContaminationError, InputNotFoundError
+from ayllu.errors import ContaminationError, InputNotFoundError
+from ayllu.evals.rows import KINDS, kind_of, read_rows
 from ayllu.reason.practice import TASKS
 from ayllu.text.decontaminate import index_evaluations
 
-KINDS = (".jsonl", ".json", ".tsv", ".csv", ".txt")
 LEAST_WORDS = 8  # of a skeleton
 SAMPLE = 300  # problems of each family that are looked at
 _NUMBER = re.compile(r"\d[\d,.]*")
@@ -41,7 +38,7 @@ def skeleton(text: str) -> str:
 def official_texts(folders: Sequence[Path]) -> Iterator[str]:
     """Every text of every test file. InputNotFoundError for a folder without any, BadFileError for damage."""
     for folder in folders:
-        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and _kind(p) in KINDS]
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and kind_of(p) in KINDS]
         files = [p for p in files if "train" not in p.name.lower()]
         if not files:
             raise InputNotFoundError(
@@ -49,30 +46,8 @@ def official_texts(folders: Sequence[Path]) -> Iterator[str]:
                 fix="give a folder with .jsonl, .json, .tsv, .csv or .txt files",
             )
         for file in files:
-            yield from _texts(file)
-
-
-def _kind(path: Path) -> str:
-    return path.with_suffix("").suffix if path.suffix == ".xz" else path.suffix
-
-
-def _texts(file: Path) -> Iterator[str]:
-    try:
-        with (
-            lzma.open(file, "rt", encoding="utf-8") if file.suffix == ".xz" else open(file, encoding="utf-8")
-        ) as lines:
-            if _kind(file) == ".jsonl":
-                for line in lines:
-                    yield from _strings(json.loads(line)) if line.strip() else ()
-            elif _kind(file) == ".json":
-                yield from _strings(json.load(lines))
-            elif _kind(file) == ".txt":
-                yield from lines
-            else:
-                for row in csv.reader(lines, delimiter="\t" if _kind(file) == ".tsv" else ","):
-                    yield from row
-    except (ValueError, csv.Error, lzma.LZMAError, EOFError) as error:
-        raise BadFileError(f"{file} can't be read", why=str(error)[:200]) from error
+            for _, value in read_rows(file):
+                yield from _strings(value)
 
 
 def _strings(value: Any) -> Iterator[str]:

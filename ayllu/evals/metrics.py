@@ -17,8 +17,11 @@ from collections.abc import Hashable, Sequence
 Z_95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
 
-def wilson(correct: int, n: int, z: float = Z_95) -> tuple[float, float]:
-    """The interval of a proportion `correct / n`, both ends in [0, 1]; (0, 1) when n is 0."""
+def wilson(correct: float, n: int, z: float = Z_95) -> tuple[float, float]:
+    """The interval of a proportion `correct / n`, both ends in [0, 1]; (0, 1) when n is 0.
+
+    `correct` may also be a sum of n values from 0 to 1: they vary less than rights and wrongs of the same
+    mean do, so that the interval is wide enough for them."""
     assert 0 <= correct <= n
     if n == 0:
         return 0.0, 1.0

@@ -1,0 +1,234 @@
+"""`ayllu eval`: a model, a list of tasks, and a file of results that grows task by task.
+
+Everything that can be wrong with the words and the files is found before the model is loaded. A result is
+kept in `--out` as soon as its task is done, with a fingerprint of what it depends on (the model's files, the
+data's files, the settings); called again, an evaluation goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ayllu import machine
+from ayllu.errors import InputNotFoundError, ModelFileMissingError, UsageError
+from ayllu.evals.examine import ExamSettings, examine, examine_family
+from ayllu.evals.items import Item
+from ayllu.evals.official import GROUPS, OFFICIAL, Official, files_of, load, text_task
+from ayllu.evals.page import line
+from ayllu.evals.subject import Subject
+from ayllu.files import read_json, sha256_file, sha256_json, write_json
+from ayllu.progress import Progress
+from ayllu.reason.foreign import Continuation, TemplateChat, chat_of
+from ayllu.reason.practice import EXAMS, RESAMPLED
+
+CODE_VERSION = 1  # raised when the same settings would give another result
+KIND = "ayllu eval"
+MAX_SAMPLES = 128
+_WEIGHTS = (".safetensors", ".gguf", ".pth")
+_BESIDE = ("config.json", "params.json", "tokenizer*", "chat_template*")  # what else an answer depends on
+
+
+@dataclass(frozen=True)
+class Named:
+    """A task by its name: an official set with its rows and files, or a family (`official` None)."""
+
+    name: str
+    official: Official | None = None
+    rows: tuple[Item, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+def task_names() -> dict[str, str]:
+    """Every name that --tasks takes, with what it is."""
+    named = {task.name: task.title for task in OFFICIAL.values()}
+    groups = {name: ", ".join(members) for name, members in GROUPS.items()}
+    groups["official"] = "all official sets"
+    return {
+        **named,
+        **groups,
+        **dict.fromkeys(EXAMS, "family"),
+        "families": "all families",
+        "text:PATH": "text",
+    }
+
+
+def find_tasks(names: Sequence[str], data: Path | None, settings: ExamSettings) -> list[Named]:
+    """Tasks in the order given, each once, official sets read. UsageError for a name that isn't there,
+    InputNotFoundError and BadFileError for data."""
+    wanted: dict[str, None] = {}
+    for name in names:
+        if name == "families":
+            wanted |= dict.fromkeys(f for f in EXAMS if RESAMPLED.family not in f or data is not None)
+        elif name in GROUPS:
+            wanted |= dict.fromkeys(GROUPS[name])
+        elif name in OFFICIAL or name in EXAMS or name.startswith("text:"):
+            wanted[name] = None
+        else:
+            raise _no_such_task(name)
+    if not wanted:
+        raise UsageError("there are no tasks", fix="name some with --tasks, as in: --tasks gsm8k,mmlu")
+    return [_named(name, data, settings) for name in wanted]
+
+
+def _no_such_task(name: str) -> UsageError:
+    known = task_names()
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.5)
+    fix = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+    return UsageError(f"there is no task {name!r}", fix=fix)
+
+
+def _named(name: str, data: Path | None, settings: ExamSettings) -> Named:
+    task = text_task(name.removeprefix("text:")) if name.startswith("text:") else OFFICIAL.get(name)
+    if task is None:
+        if RESAMPLED.family not in name:
+            return Named(name)
+        return Named(name, files=tuple(sorted((_needed(name, data) / "gsm8k").glob("*train*.jsonl*"))))
+    folder = Path() if task.layout == "file" else _needed(name, data)
+    shown = settings.shots if settings.shots is not None else task.shots
+    files = tuple(files_of(task, folder, shots=shown))
+    return Named(name, task, tuple(load(task, folder)), files)
+
+
+def _needed(name: str, data: Path | None) -> Path:
+    if data is None:
+        raise InputNotFoundError(
+            f"{name} needs its data",
+            why="the project ships no test sets",
+            fix="name their folder with --data FOLDER; docs/evaluation.md says what lies where",
+        )
+    if not data.is_dir():
+        raise InputNotFoundError(f"there is no folder {data}", fix="name the folder with the test sets")
+    return data
+
+
+def check_settings(settings: ExamSettings) -> None:
+    """UsageError for values that make no sense."""
+    for name, value, least in (
+        ("n", settings.n, 1),
+        ("samples", settings.samples, 1),
+        ("max-tokens", settings.max_tokens, 1),
+        ("shots", settings.shots, 0),
+        ("seed", settings.seed, 0),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"--{name} {value} is not possible", fix=f"give {least} or more")
+    if settings.samples > MAX_SAMPLES:
+        raise UsageError(f"--samples {settings.samples} is too many", fix=f"give at most {MAX_SAMPLES}")
+    if settings.temperature is not None and not 0 <= settings.temperature <= 10:
+        raise UsageError(f"--temperature {settings.temperature} is not possible", fix="give 0 to 10")
+    if settings.samples > 1 and settings.temperature == 0:
+        raise UsageError(
+            f"--samples {settings.samples} at temperature 0 would be the same answer every time",
+            fix="leave --temperature out, or give one above 0",
+        )
+
+
+def evaluate_model(
+    model: Path,
+    tasks: Sequence[str],
+    *,
+    data: Path | None = None,
+    settings: ExamSettings | None = None,
+    weights: str = "auto",
+    device: str = "cpu",
+    batch: int = 64,
+    out: Path | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Examine the model in a folder or GGUF file -> all results, as they stand in `out`.
+
+    Errors before any work: UsageError, InputNotFoundError, BadFileError, ModelFileMissingError.
+    """
+    settings = settings or ExamSettings()
+    check_settings(settings)
+    named = find_tasks(tasks, data, settings)
+    head = {
+        "kind": KIND,
+        "version": CODE_VERSION,
+        "model": str(model),
+        "model_sha256": hash_model(model),
+        "weights": weights,
+        "device": device,
+    }
+    results = _kept(out, head)
+    made = {**head, "machine": machine.describe(), "results": results}
+    prints = {task.name: _fingerprint(task, head, settings) for task in named}
+    missing = [task for task in named if results.get(task.name, {}).get("fingerprint") != prints[task.name]]
+    progress = Progress("eval", quiet=quiet)
+    if missing:
+        from ayllu.engine.engine import Engine
+
+        with Engine(model, weights=weights, device=device, max_sequences=batch) as engine:
+            assert engine.tokenizer is not None, "an engine from a folder has one"
+            subject = Subject(engine, chat_of(model, engine.tokenizer))
+            made |= {"chat_format": _form_of(subject), "context": engine.context_length}
+            for task in missing:
+                began = time.perf_counter()
+                found = _examine(task, subject, data, settings, progress)
+                found["seconds"] = round(time.perf_counter() - began, 3)
+                found["seed"], found["data"] = settings.seed, _hashes(task)
+                found["fingerprint"] = prints[task.name]
+                results[task.name] = found
+                if out is not None:
+                    write_json(out, made)
+                progress.say(line(found))
+    asked = {task.name: results[task.name] for task in named}
+    return {**made, "results": asked}
+
+
+def _examine(
+    task: Named, subject: Subject, data: Path | None, settings: ExamSettings, progress: Progress
+) -> dict[str, Any]:
+    if task.official is None:
+        return examine_family(EXAMS[task.name], subject, data, settings, progress)
+    return examine(task.official, list(task.rows), subject, data or Path(), settings, progress)
+
+
+def _form_of(subject: Subject) -> str:
+    if isinstance(subject.chat, Continuation):
+        return "none"
+    return "the model's template" if isinstance(subject.chat, TemplateChat) else "ayllu"
+
+
+def hash_model(model: Path) -> str:
+    """SHA-256 over the names and hashes of a model's files. ModelFileMissingError without any weights."""
+    if model.is_file():
+        return sha256_json({model.name: sha256_file(model)})
+    patterns = [*(f"*{suffix}" for suffix in _WEIGHTS), *_BESIDE]
+    files = sorted({file for pattern in patterns for file in model.glob(pattern) if file.is_file()})
+    if not any(file.suffix in _WEIGHTS for file in files):
+        raise ModelFileMissingError(f"{model} has no weights", fix="copy the whole model folder again")
+    return sha256_json({file.name: sha256_file(file) for file in files})
+
+
+def _hashes(task: Named) -> dict[str, str]:
+    return {file.name: sha256_file(file) for file in task.files}
+
+
+def _fingerprint(task: Named, head: Mapping[str, Any], settings: ExamSettings) -> str:
+    kept = {key: value for key, value in head.items() if key != "model"}
+    return sha256_json([task.name, kept, asdict(settings), _hashes(task)])
+
+
+def _kept(out: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:
+    """Results made before. UsageError for a file of something else, BadFileError for a damaged one."""
+    if out is None or not out.exists():
+        if out is not None and not out.parent.is_dir():
+            raise InputNotFoundError(f"there is no folder {out.parent}", fix="make it, or name another --out")
+        return {}
+    before = read_json(out)
+    if not isinstance(before, dict) or before.get("kind") != KIND:
+        raise UsageError(f"{out} is no file of results", fix="name another file as --out")
+    if any(before.get(key) != head[key] for key in ("model_sha256", "weights", "device")):
+        raise UsageError(
+            f"{out} has the results of another model",
+            why="its files, its --weights or the device differ",
+            fix="name another file as --out",
+        )
+    results = before.get("results")
+    return dict(results) if isinstance(results, dict) else {}

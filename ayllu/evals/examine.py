@@ -1,0 +1,252 @@
+"""One examination: a task, a model, and what came of it.
+
+Tasks are the official sets and the project's own families. Both go the same way: rows, what is asked, what
+was said, verdicts, scores. A result says by itself how it was made: protocol, source, examples, rows, seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ayllu.evals.answers import NOTHING, Judged
+from ayllu.evals.items import Choice, Example, Item, Program, Shots
+from ayllu.evals.official import Official, with_shots
+from ayllu.evals.programs import judge_programs
+from ayllu.evals.runner import distinct_problems
+from ayllu.evals.scoring import score_choices, score_said, score_texts
+from ayllu.evals.subject import Asked, Examinee, Said, Sampling
+from ayllu.progress import Progress
+from ayllu.reason.practice import RESAMPLED, toolbox_of
+from ayllu.reason.task import NewTemplates, Problem, Task
+from ayllu.tools.calculator import CALCULATOR
+from ayllu.tools.python import python_tool
+from ayllu.tools.sandbox import Sandbox
+from ayllu.tools.tool import Tool, Toolbox
+
+FAMILY_N = 1000  # problems of a family, unless told
+FAMILY_SHOTS = 4  # worked examples for a model without a chat format
+FAMILY_TOKENS = 256
+HOT = 0.7  # the temperature of several samples, unless told (Wang et al. 2022, section 3.1)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class ExamSettings:
+    """What one may choose. None: as the task has it (n: all rows; 1,000 problems of a family)."""
+
+    n: int | None = None
+    samples: int = 1
+    temperature: float | None = None
+    max_tokens: int | None = None
+    shots: int | None = None
+    seed: int = 0
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        """For answers, where a task has `max_tokens`. One sample is the likeliest text unless told."""
+        temperature = self.temperature
+        if temperature is None:
+            temperature = HOT if self.samples > 1 else 0.0
+        return Sampling(self.samples, temperature, self.max_tokens or max_tokens, self.seed)
+
+    def examples(self, usual: int, continues: bool) -> int:
+        """Worked examples: as told, else the task's own for a model without a chat format."""
+        return self.shots if self.shots is not None else usual if continues else 0
+
+
+def choose(rows: Sequence[_T], n: int | None, name: str, seed: int) -> list[_T]:
+    """`n` of the rows by lot, in their order; those of a smaller n are among those of a larger."""
+    if n is None or n >= len(rows):
+        return list(rows)
+    rng = np.random.default_rng([seed, 5, *name.encode()])
+    return [rows[i] for i in sorted(rng.permutation(len(rows))[:n])]
+
+
+@dataclass(frozen=True)
+class _Exam:
+    """Rows to be asked, and what stands before each."""
+
+    task: Official
+    rows: list[Any]  # Items of the form's kind
+    shots: list[Shots]
+    examinee: Examinee
+    settings: ExamSettings
+    progress: Progress
+
+    def counting(self, note: str = "") -> Callable[[int], None]:
+        return _counting(self.task.name + note, self.progress)
+
+
+def examine(
+    task: Official,
+    rows: list[Item],
+    examinee: Examinee,
+    data: Path,
+    settings: ExamSettings,
+    progress: Progress,
+) -> dict[str, Any]:
+    """A result of one official set (JSON values). Errors: those of `with_shots`, RefusedError."""
+    wanted = settings.examples(task.shots, examinee.continues) if task.form in _SHOWN else 0
+    rows, shots = with_shots(task, data, rows, wanted, settings.seed)
+    rows = choose(rows, settings.n, task.name, settings.seed)
+    progress.start(len(rows), "rows")
+    before = [shots.get(row.group, Shots()) for row in rows]
+    made = _FORMS[task.form](_Exam(task, rows, before, examinee, settings, progress))
+    head = {"task": task.name, "title": task.title, "form": task.form, "shots": wanted}
+    how = {"protocol": task.protocol, "source": task.source, "beside": dict(task.beside)}
+    return {**head, **made, **how}
+
+
+def _choices(exam: _Exam) -> dict[str, Any]:
+    rows: list[Choice] = exam.rows
+    ways = exam.examinee.ways(rows, exam.shots, exam.counting())
+    how = {"letters": not exam.examinee.continues, "mass": exam.task.form == "mass"}
+    found = score_choices(rows, ways, exam.task.headline, **how)
+    places: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(row.group, []).append(i)
+    if len(places) > 1:  # the subjects of MMLU
+        found["groups"] = {
+            group: score_choices(
+                [rows[i] for i in those], [ways[i] for i in those], exam.task.headline, **how
+            )["score"]
+            for group, those in places.items()
+        }
+        found["group_mean"] = sum(found["groups"].values()) / len(places)
+    return found
+
+
+def _answers(exam: _Exam) -> dict[str, Any]:
+    task, rows, continues = exam.task, exam.rows, exam.examinee.continues
+    box = Toolbox([CALCULATOR]).only(task.tools)
+    asked = [
+        Asked(row.place, row.question, row.text, before, task.tools, box)
+        for row, before in zip(rows, exam.shots, strict=True)
+    ]
+    sampling = exam.settings.sampling(task.max_tokens)
+    said = exam.examinee.say(asked, sampling, task.stop, exam.counting())
+    judged = [
+        [NOTHING if one.text is None else task.judge(row.answers, one.text, continues) for one in each]
+        for row, each in zip(rows, said, strict=True)
+    ]
+    wanted = [" | ".join(row.answers) for row in rows]
+    return _said(asked, wanted, said, judged, exam.examinee, sampling)
+
+
+def _programs(exam: _Exam) -> dict[str, Any]:
+    rows: list[Program] = exam.rows
+    asked = [Asked(row.place, row.question, row.text) for row in rows]
+    sampling = exam.settings.sampling(exam.task.max_tokens)
+    said = exam.examinee.say(asked, sampling, exam.task.stop, exam.counting())
+    exam.progress.start(len(rows), "rows")
+    judged = judge_programs(rows, said, exam.examinee.continues, exam.counting(": tests"))
+    return _said(asked, [row.solution for row in rows], said, judged, exam.examinee, sampling)
+
+
+def _texts(exam: _Exam) -> dict[str, Any]:
+    texts = [row.text for row in exam.rows]
+    nats, read = exam.examinee.nats(texts, exam.counting())
+    return {**score_texts(nats, texts), **read}
+
+
+_FORMS: dict[str, Callable[[_Exam], dict[str, Any]]] = {
+    "choice": _choices,
+    "mass": _choices,
+    "answer": _answers,
+    "program": _programs,
+    "bits": _texts,
+}
+_SHOWN = ("choice", "mass", "answer")  # forms that have worked examples
+
+
+# ---- the project's own families
+def examine_family(
+    task: Task, examinee: Examinee, data: Path | None, settings: ExamSettings, progress: Progress
+) -> dict[str, Any]:
+    """A result of one family: the hardest level of the test split, as the eval stage of a run has it.
+
+    InputNotFoundError for a family that lives on GSM8K's rows when `data` has none.
+    """
+    if RESAMPLED.family in task.family and data is not None:
+        RESAMPLED.read([data / "gsm8k"])
+    n = FAMILY_N if settings.n is None else settings.n
+    problems = distinct_problems(task, n, (task.levels,), "test", settings.seed)
+    wanted = settings.examples(FAMILY_SHOTS, examinee.continues)
+    shots = Shots("", tuple(_family_examples(task, wanted, settings.seed)))
+    sampling = settings.sampling(FAMILY_TOKENS)
+    progress.start(len(problems), "problems")
+    with contextlib.ExitStack() as stack:
+        tools: list[Tool] = [CALCULATOR]
+        if _needs_python(task):
+            tools.append(python_tool(stack.enter_context(Sandbox())))
+        box = Toolbox(tools)
+        asked = [_problem(problem, shots, box) for problem in problems]
+        said = examinee.say(asked, sampling, ("\n",), _counting(task.family, progress))
+    judged = [
+        [_verdict(task, problem, one.text) for one in each]
+        for problem, each in zip(problems, said, strict=True)
+    ]
+    made = _said(asked, [problem.answer for problem in problems], said, judged, examinee, sampling)
+    return {
+        "task": task.family,
+        "title": task.family,
+        "form": "answer",
+        "shots": wanted,
+        **made,
+        "protocol": f"level {task.levels}, test split, distinct problems, as generated from the seed",
+        "source": f"ayllu/reason/tasks, {task.family}",
+        "beside": {},
+    }
+
+
+def _needs_python(task: Task) -> bool:
+    return task.family.removesuffix("_templates") == "programs"
+
+
+def _problem(problem: Problem, shots: Shots, box: Toolbox) -> Asked:
+    own = toolbox_of(problem, box).only(problem.tools)
+    text = f"Q: {problem.prompt}\nA:"
+    return Asked(problem.key, problem.prompt, text, shots, problem.tools, own)
+
+
+def _family_examples(task: Task, wanted: int, seed: int) -> list[Example]:
+    """Worked ones from the train split."""
+    source = task.task if isinstance(task, NewTemplates) else task
+    rng = np.random.default_rng([seed, 13, *task.family.encode()])
+    found = []
+    for _ in range(wanted):
+        problem = source.problem(rng, source.levels, "train")
+        text = f"Q: {problem.prompt}\nA: {problem.answer}"
+        found.append(Example(text, problem.prompt, problem.answer))
+    return found
+
+
+def _verdict(task: Task, problem: Problem, text: str | None) -> Judged:
+    verdict = task.verify(problem, None if text is None else text.strip())
+    return Judged(verdict.strict, verdict.lenient, text.strip() if text and text.strip() else None)
+
+
+# ---- both
+def _counting(note: str, progress: Progress) -> Callable[[int], None]:
+    return lambda done: progress.update(done, note)
+
+
+def _said(
+    asked: Sequence[Asked],
+    wanted: Sequence[str],
+    said: Sequence[Sequence[Said]],
+    judged: Sequence[Sequence[Judged]],
+    examinee: Examinee,
+    sampling: Sampling,
+) -> dict[str, Any]:
+    prompts = [each.text if examinee.continues else each.question for each in asked]
+    made = score_said([each.key for each in asked], prompts, wanted, said, judged)
+    made["asked_as"] = "text" if examinee.continues else "conversation"
+    made["sampling"] = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
+    return made

@@ -1,0 +1,80 @@
+"""Results of `ayllu eval` for people: one line as each is done, and a table with notes at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def line(result: Mapping[str, Any]) -> str:
+    """One result in a line."""
+    if result["form"] == "bits":
+        spread = "" if result["low"] is None else f" ({result['low']:.4f} to {result['high']:.4f})"
+        return f"{result['task']}: {result['score']:.4f}{spread} bits per byte, {result['bytes']:,} bytes"
+    spread = f"{100 * result['low']:.1f} to {100 * result['high']:.1f}"
+    return f"{result['task']}: {100 * result['score']:.1f} % of {result['n']} ({spread}, 95 %)"
+
+
+def page(made: Mapping[str, Any]) -> str:
+    """The results as a table, and below it what doesn't fit into one."""
+    rows = [("task", "n", "score", "95 % interval", "lenient", "chance", "maj@k", "pass@k")]
+    notes: list[str] = []
+    for result in made["results"].values():
+        rows.append(_row(result))
+        notes += [f"{result['task']}: {note}" for note in _notes(result)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = []
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        table.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join([*(each.rstrip() for each in table), *notes])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _row(result: Mapping[str, Any]) -> tuple[str, ...]:
+    if result["form"] == "bits":
+        spread = "" if result["low"] is None else f"{result['low']:.4f} to {result['high']:.4f}"
+        return (result["task"], f"{result['n']:,}", f"{result['score']:.4f} bpb", spread, "", "", "", "")
+    lenient, votes, passes = result.get("lenient"), result.get("majority"), result.get("pass_at", {})
+    most = max(passes, key=int, default="")
+    return (
+        result["task"],
+        f"{result['n']:,}",
+        _percent(result["score"]),
+        f"{100 * result['low']:.2f} to {100 * result['high']:.2f}",
+        _percent(lenient["score"]) if lenient else "",
+        _percent(result["chance"]) if "chance" in result else "",
+        f"{_percent(votes['score'])} ({votes['k']})" if votes else "",
+        f"{_percent(passes[most]['score'])} ({most})" if most else "",
+    )
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    notes = [f"{result['protocol']} ({result['source']})" if result["source"] else result["protocol"]]
+    if result.get("asked_as") == "letters":
+        notes[0] = f"asked as a conversation: the letter of the answer ({result['source']})"
+    if result["shots"]:
+        notes.append(f"{result['shots']} examples before each row")
+    if "by_rule" in result and len(result["by_rule"]) > 1:
+        rules = ", ".join(f"{rule} {_percent(score)}" for rule, score in result["by_rule"].items())
+        notes.append(f"by rule: {rules} (the score is by: {result['rule']})")
+    if "window" in result:
+        notes.append(f"windows of {result['window']} tokens, one every {result['stride']}")
+    if "f1" in result:
+        notes.append(f"F1 {_percent(result['f1']['score'])}")
+    if result.get("calls"):
+        notes.append(f"{result['valid_calls']:,} of {result['calls']:,} tool calls valid")
+    if result.get("too_long"):
+        notes.append(
+            f"{result['too_long']:,} of {result['n']:,} rows did not fit into the context and count as wrong"
+            + ("; give fewer --shots" if result["shots"] else "")
+        )
+    if result.get("truncated"):
+        notes.append(f"{result['truncated']:,} answers were cut off at their last token")
+    if result["beside"]:
+        beside = ", ".join(f"{name} {score} %" for name, score in result["beside"].items())
+        notes.append(f"published: {beside}")
+    return notes

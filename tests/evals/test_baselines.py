@@ -1,0 +1,160 @@
+"""The scorers judged: who knows the answers gets everything, who never does nothing, chance gets chance."""
+
+import contextlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from invented import write
+from stand_ins import by_lot, oracle, wrong
+
+from ayllu.errors import RefusedError
+from ayllu.evals.examine import ExamSettings, examine, examine_family
+from ayllu.evals.items import Choice, Program, Question
+from ayllu.evals.official import OFFICIAL, load
+from ayllu.evals.runner import distinct_problems
+from ayllu.progress import Progress
+from ayllu.reason.practice import EXAMS, RESAMPLED
+from ayllu.tools.sandbox import Sandbox
+
+QUIET = Progress("eval", quiet=True)
+CHOICES = [name for name, task in OFFICIAL.items() if task.form in ("choice", "mass")]
+WORDS = [name for name, task in OFFICIAL.items() if task.form == "answer"]
+PROGRAMS = [name for name, task in OFFICIAL.items() if task.form == "program"]
+FAMILIES = [name for name in EXAMS if RESAMPLED.family not in name]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="module")
+def walls():
+    with contextlib.suppress(RefusedError), Sandbox():
+        return
+    pytest.skip("model-written code is not run on this machine")
+
+
+def replies(rows, continues):
+    """What a model that knows would say, by the row's place."""
+    found = {}
+    for row in rows:
+        if isinstance(row, Question):
+            found[row.place] = row.worked if continues else row.answers[0]
+        if isinstance(row, Program):
+            found[row.place] = row.solution if continues else row.text + row.solution
+    return found
+
+
+def run(name, data, make, *, continues=True, rows=None, **settings):
+    task = OFFICIAL[name]
+    rows = rows or load(task, data)
+    return examine(task, rows, make(rows, continues), data, ExamSettings(**settings), QUIET)
+
+
+def knowing(rows, continues):
+    return oracle(replies(rows, continues), continues=continues)
+
+
+@pytest.mark.parametrize("continues", [True, False], ids=["continues", "converses"])
+@pytest.mark.parametrize("name", CHOICES + WORDS)
+def test_the_oracle_is_always_right_and_the_fool_never(data, name, continues):
+    best = run(name, data, knowing, continues=continues)
+    assert best["n"] > 3 and best["score"] > 0.999 and best["high"] == pytest.approx(1, abs=1e-3)
+    if name in WORDS:
+        assert best["correct"] == best["lenient"]["correct"] == best["n"]
+    worst = run(name, data, lambda rows, continues: wrong(continues=continues), continues=continues)
+    assert worst["n"] == best["n"] and worst["score"] < 0.001 and worst["low"] == pytest.approx(0, abs=1e-3)
+    if name in WORDS:
+        assert worst["lenient"]["correct"] == 0
+
+
+@pytest.mark.parametrize("rule", ["raw", "token", "byte", "answer"])
+@pytest.mark.parametrize("name", CHOICES)
+def test_by_lot_gets_what_chance_gives(data, name, rule):
+    task = replace(OFFICIAL[name], headline=rule)
+    rows = [replace(row, place=f"{row.place}/{i}") for i in range(40) for row in load(task, data)]
+    found = examine(task, rows, by_lot(5), data, ExamSettings(), QUIET)
+    assert 0.15 < found["chance"] < 0.55
+    assert found["low"] < found["chance"] < found["high"], found["score"]
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_in_words_a_lot_is_next_to_nothing(data, name):
+    assert run(name, data, lambda rows, continues: by_lot(5))["score"] == 0
+
+
+@pytest.mark.parametrize("continues", [True, False], ids=["continues", "converses"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_are_run(data, walls, name, continues):
+    best = run(name, data, knowing, continues=continues, samples=3)
+    assert (best["n"], best["correct"], best["pass_at"]["2"]["score"]) == (4, 12, 1.0)
+    worst = run(name, data, lambda rows, continues: wrong(continues=continues), continues=continues)
+    assert worst["correct"] == worst["lenient"]["correct"] == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_of_our_own(name):
+    task, settings = EXAMS[name], ExamSettings(n=4, seed=2)
+    problems = distinct_problems(task, 4, (task.levels,), "test", 2)
+    rng = np.random.default_rng(0)
+    said = {p.key: task.trace(p, rng)[-1].text for p in problems}
+    knows = [key for key, text in said.items() if text != "no"]  # a bounded search gives up at times
+    for continues in (True, False):
+        best = examine_family(task, oracle(said, continues=continues), None, settings, QUIET)
+        assert best["n"] == len(problems) and best["correct"] == best["lenient"]["correct"] >= len(knows)
+        worst = examine_family(task, wrong(continues=continues), None, settings, QUIET)
+        assert worst["correct"] == worst["lenient"]["correct"] == 0
+
+
+def test_examples_stand_before_a_text_and_are_no_rows_of_the_score(data):
+    found = knowing(load(OFFICIAL["nq_open"], data), True)
+    rows = load(OFFICIAL["nq_open"], data)
+    result = examine(OFFICIAL["nq_open"], rows, found, data, ExamSettings(shots=3), QUIET)
+    assert result["n"] == len(rows) - 3 and result["shots"] == 3
+    for seen in found.seen:
+        examples, asked = seen.rsplit("\n\n", 1)
+        assert examples.startswith("Answer these questions:\n\nQ: ") and examples.count("A: The Otter") == 3
+        assert asked.endswith("\nA:") and asked not in examples
+
+
+def test_examples_are_of_the_same_subject(data):
+    rows = load(OFFICIAL["mmlu"], data)
+    found = knowing(rows, True)
+    examine(OFFICIAL["mmlu"], rows, found, data, ExamSettings(), QUIET)
+    for row, seen in zip(rows, found.seen, strict=True):
+        subject = row.group.replace("_", " ")
+        assert seen.startswith(
+            f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+        )
+        assert seen.count(f" of {row.group}?") == 6 and seen.endswith("\nAnswer:")
+        assert all(letter in seen for letter in ("\nAnswer: A\n\n", "\nAnswer: D\n\n"))
+
+
+def test_a_model_that_converses_gets_no_examples_unless_told(data):
+    result = run("gsm8k", data, knowing, continues=False)
+    assert result["shots"] == 0 and result["asked_as"] == "conversation"
+    assert run("gsm8k", data, knowing, continues=False, shots=2)["shots"] == 2
+
+
+def test_so_many_rows_by_lot_and_the_same_ones_again(data):
+    few, more = ([s["place"] for s in run("gsm8k", data, knowing, n=n, seed=3)["samples"]] for n in (3, 4))
+    assert len(few) == 3 and set(few) <= set(more)
+    assert few == [s["place"] for s in run("gsm8k", data, knowing, n=3, seed=3)["samples"]]
+    drawn = {tuple(s["place"] for s in run("gsm8k", data, knowing, n=3, seed=i)["samples"]) for i in range(9)}
+    assert len(drawn) > 1
+
+
+def test_bits_per_byte_of_what_costs_a_bit_a_byte(data):
+    result = run("wikitext2", data, lambda rows, continues: by_lot(0))
+    assert result["n"] == 4 and result["score"] == pytest.approx(1.0)
+    assert result["low"] == pytest.approx(1.0) == result["high"]
+    assert result["bytes"] == (data / "wikitext2/test.txt").stat().st_size
+
+
+def test_every_choice_has_a_letter_for_each_option(data):
+    for name in CHOICES:
+        for row in load(OFFICIAL[name], data):
+            assert isinstance(row, Choice) and len(row.options) == len(row.pairs)
+            assert f"\n{chr(64 + len(row.options))}. {row.options[-1]}\nAnswer" in row.question
