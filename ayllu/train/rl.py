@@ -33,7 +33,7 @@ from ayllu.reason.loop import Answer, answer_batch
 from ayllu.reason.practice import TASKS, check_families, toolbox_of
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Transcript
-from ayllu.stage import StageContext, bounded, further, one_of
+from ayllu.stage import StageContext, bounded, free, further, one_of
 from ayllu.text.tokenizer import Tokenizer
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
@@ -70,6 +70,7 @@ class RlSettings:
     lr: float = bounded(0.0004, 1e-7, 1.0, "peak rate of AdamW")
     anchor: float = bounded(0.3, 0.0, 10.0, "weight of the SFT batch beside the policy gradient")
     anchor_rows: int = bounded(8, 1, 1024, "rows of the SFT batch")
+    anchor_without: tuple[str, ...] = free((), "families left out of the SFT batch, to outgrow their teacher")
     length: int = bounded(256, 64, 32768, "tokens of a packed row")
     arithmetic: float = bounded(0.15, 0.0, 1.0, "share of problems")
     calculator: float = bounded(0.0, 0.0, 1.0, "share of problems")
@@ -86,8 +87,15 @@ class RlSettings:
     preflight: int = bounded(0, 0, 10_000, "problems of a family tried before the first update; 0: none")
 
     def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError for a family that doesn't exist."""
+        """RecipeValueError for a family that doesn't exist, or an anchor without any."""
         check_families(self.families, "rl.families")
+        check_families(self.anchor_without, "rl.anchor_without")
+        practised = {family for family, share in tables["sft"].shares().items() if share}
+        if self.anchor and practised <= set(self.anchor_without):
+            raise RecipeValueError(
+                "rl.anchor_without: nothing is left for the anchor",
+                fix="leave a family in it, or set anchor = 0",
+            )
 
     def shares(self) -> dict[str, float]:
         """Family -> share. RecipeValueError when all are zero."""
@@ -301,7 +309,8 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
     engine = Engine(model, device=context.device, weights="bfloat16", max_sequences=512, tokenizer=tokenizer)
     rollouts = Rollouts(engine, chat, settings, context.seed)
     read_given(context, practice)
-    anchor = Practice(chat, practice.shares(), settings.anchor_rows, settings.length, context.seed + 1)
+    kept = {f: share for f, share in practice.shares().items() if f not in settings.anchor_without}
+    anchor = Practice(chat, kept, settings.anchor_rows, settings.length, context.seed + 1)
     updates = Updates(model, optimizer, anchor, settings, context.device)
     curriculum = Curriculum(retire=settings.retire, replay=settings.replay)
     loop = Loop(context, "rl", model, optimizer, settings.steps)

@@ -23,6 +23,7 @@ from ayllu.reason.loop import Answer
 from ayllu.reason.practice import TASKS, practice_texts
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Kind, Transcript
+from ayllu.recipe import compose
 from ayllu.stage import StageContext
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.train import preflight
@@ -415,3 +416,13 @@ def test_collapsed_entropy_is_stopped(inputs: dict[str, Path], tmp_path: Path) -
 def test_the_live_curve_has_a_bar_a_step() -> None:
     assert module.curve([0.0, 0.5, 1.0]) == "▁▅█"
     assert module.curve([]) == "" and module.curve([0.3]) == "▁"
+
+
+def test_what_the_anchor_leaves_out_must_exist_and_leave_something() -> None:
+    compose({"name": "a", "rl": {"anchor_without": ["countdown3"]}})
+    with pytest.raises(RecipeValueError, match="no family 'countdown'"):
+        compose({"name": "a", "rl": {"anchor_without": ["countdown"]}})
+    alone = {"arithmetic": 0, "calculator": 0, "dialogue": 0, "countdown3": 1}
+    with pytest.raises(RecipeValueError, match="nothing is left for the anchor"):
+        compose({"name": "a", "sft": alone, "rl": {"anchor_without": ["countdown3"]}})
+    compose({"name": "a", "sft": alone, "rl": {"anchor_without": ["countdown3"], "anchor": 0}})

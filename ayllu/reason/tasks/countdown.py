@@ -3,9 +3,10 @@
 The game of the TV show, as a reasoning test: Stream of Search (Gandhi et al. 2024) and TinyZero
 (2025; numbers 1-99, targets 10-99, the same here). The expert whose traces are learnt searches
 blindly: a line combines two numbers and then tries the third in every way; lines come in random
-order; the first hit ends the search, and after three lines without one the expert gives up. So SFT
-teaches the form of a search and its arithmetic, and where to look first is left for RL to find out
-(the search of optimal experts leaves nothing to learn, that of bad ones does: Gandhi et al., section 5).
+order, none twice; the first hit ends the search, and after one to five lines without one the expert
+gives up, sometimes soon, sometimes late. So SFT teaches the form of a search and its arithmetic; where to
+look first, and that going on pays, is left for RL to find out (the search of optimal experts leaves
+nothing to learn, that of bad ones does: Gandhi et al., section 5).
 
 A product above 198 can't come back below 100 by subtracting a number below 100, so it isn't tried (a
 few solutions such as 60*50/40 are lost to that).
@@ -27,7 +28,7 @@ from ayllu.reason.transcript import Kind
 
 LOW, HIGH = 1, 99  # numbers
 TARGETS = (10, 99)
-PATIENCE = 3  # lines of the expert's search
+PATIENCE = 5  # lines of the expert's search, at the most
 _PRODUCT_BOUND = TARGETS[1] + HIGH
 
 PROMPTS = (
@@ -152,10 +153,11 @@ class Countdown:
             return Problem(self.family, level, f"{key} {target}", prompt, str(target), data, tools)
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
-        """A blind search of at most three lines; an honest "no" when they hold no hit."""
+        """A blind search of one to five lines; an honest "no" when they hold no hit."""
         numbers, target = tuple(problem.data["numbers"]), problem.data["target"]
         choices, written = lines(numbers), []
-        for index in rng.permutation(len(choices))[:PATIENCE]:
+        patience = int(rng.integers(1, PATIENCE + 1))
+        for index in rng.permutation(len(choices))[:patience]:
             tries = choices[index]
             line = f"{tries[0].inner}={tries[0].value}"
             for attempt in tries:
