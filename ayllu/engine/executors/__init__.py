@@ -32,7 +32,13 @@ def make_executor(
         return NativeExecutor(model, cache=cache)
     if weights == "auto":
         weights = "float32" if device == "cpu" else "bfloat16"
-    if torch_device(device).type == "cuda" and cache in ("auto", weights):
+    if torch_device(device).type == "cuda":
+        if cache not in ("auto", "float32" if weights == "float32" else "bfloat16"):
+            raise RequestError(
+                f"a cache in {cache} can't be used here",
+                why="on a GPU keys and values have the type of the activations",
+                fix="leave the cache on auto",
+            )
         # Looks for Triton, which is nothing to wait for on a CPU.
         from ayllu.engine.executors.cuda import CudaExecutor
 

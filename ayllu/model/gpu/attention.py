@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ayllu.model.gpu.products import dot
+
 PROGRAMS = 264  # twice the processors of an H100 or H200
 
 
@@ -50,13 +52,13 @@ def _stretch(
         place = ((block * BLOCK + at % BLOCK) * G + g) * D
         there = (d < D)[:, None] & seen[None, :]
         k_DK = tl.load(k + place[None, :] + d[:, None], mask=there, other=0.0)
-        x_HK = tl.dot(q_HD, k_DK, input_precision="ieee") * scale
+        x_HK = dot(q_HD, k_DK) * scale
         x_HK = tl.where(seen[None, :], x_HK, float("-inf"))
         higher = tl.maximum(top, tl.max(x_HK, 1))  # every tile has a key that is seen
         keep = tl.exp(top - higher)
         p_HK = tl.exp(x_HK - higher[:, None])
         v_KD = tl.load(v + place[:, None] + d[None, :], mask=seen[:, None] & (d < D)[None, :], other=0.0)
-        sum_HD = sum_HD * keep[:, None] + tl.dot(p_HK.to(v_KD.dtype), v_KD, input_precision="ieee")
+        sum_HD = sum_HD * keep[:, None] + dot(p_HK.to(v_KD.dtype), v_KD)
         total = total * keep + tl.sum(p_HK, 1)
         top = higher
     if SPLITS == 1:

@@ -16,6 +16,21 @@ from torch import Tensor
 
 from ayllu.model.gpu.weight_only import TILE
 
+ROWS = (
+    4,
+    8,
+)  # of the result that a program computes when it has one row of activations: small, large matrices
+# Triton's interpreter multiplies the bits of bfloat16 numbers as if they were whole ones.
+WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def dot(a, b):
+    """a @ b in float32, float32 inputs without rounding."""
+    if WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
 
 @triton.jit
 def _field(word, at: tl.constexpr, FIELDS: tl.constexpr):
@@ -100,7 +115,7 @@ def _rows(
             column = (c // PER) * 64 + f * PER + c % PER
             there_x = (m < M)[:, None] & (column < C)[None, :]
             value_x = tl.load(x + m[:, None] * C + column[None, :], mask=there_x, other=0.0)
-            total = tl.dot(value_x, value.to(value_x.dtype), total, input_precision="ieee")
+            total += dot(value_x, value.to(value_x.dtype))
     if ROW_SCALE:
         total *= tl.load(scale + r, mask=r < R, other=0.0)[None, :]
     if BIAS:
@@ -136,7 +151,7 @@ def product(
     size = (rows, columns, width, tiles)
     if which_M is not None or m == 1:
         # A kilobyte of each row at a time: that keeps enough of memory's answers under way.
-        rb = 4 if rows * m < 8192 else 8
+        rb = ROWS[rows * m >= 8192]
         wb = min(1024 // data.element_size(), max(16, triton.next_power_of_2(width)))
         grid = (triton.cdiv(rows, rb), m)
         which, experts = (x_MC, False) if which_M is None else (which_M, True)
