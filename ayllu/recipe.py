@@ -37,6 +37,7 @@ TABLES: dict[str, str] = {
     "model": "ayllu.model.config:ModelSettings",
     "pretrain": "ayllu.train.pretrain:PretrainSettings",
     "sft": "ayllu.train.sft:SftSettings",
+    "expert": "ayllu.train.expert:ExpertSettings",
     "rl": "ayllu.train.rl:RlSettings",
     "eval": "ayllu.evals.stage:EvalSettings",
     "release": "ayllu.release:ReleaseSettings",

@@ -17,7 +17,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Stage:
     files: tuple[str, ...] = ()  # settings that name input files and folders
     reads: tuple[str, ...] = ("seed", "threads", "device")
     extras: tuple[Extra, ...] = ()
+    before: str = ""  # of an optional stage: the one that begins from its result
 
     def folder(self, run: Path) -> Path:
         """Where the results go."""
@@ -112,6 +113,29 @@ STAGES: tuple[Stage, ...] = (
         reads=(),
     ),
 )
+# Stages that a run has when its recipe has their table.
+OPTIONAL: tuple[Stage, ...] = (
+    Stage(
+        "expert",
+        "ayllu.train.expert:expert",
+        "expert",
+        needs=("text", "tokenizer", "sft"),
+        extras=(Extra("practice", "sft"),),
+        before="rl",
+    ),
+)
+
+
+def stages_of(raw: Mapping[str, Any], stages: Sequence[Stage] = STAGES) -> tuple[Stage, ...]:
+    """`stages` with each optional one whose table is in the recipe `raw`, in its place."""
+    found = list(stages)
+    for extra in OPTIONAL:
+        names = [stage.name for stage in found]
+        if extra.table in raw and extra.before in names and extra.name not in names:
+            at = names.index(extra.before)
+            follower = replace(found[at], needs=(*found[at].needs, extra.name))
+            found[at : at + 1] = [extra, follower]
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -159,7 +183,8 @@ def make_plan(
             return kept
     threads = run.threads or machine.physical_cores()
     use_threads(threads)  # before torch is imported
-    recipe = compose(raw, tables)
+    without = {stage.table for stage in OPTIONAL} - set(raw)
+    recipe = compose(raw, {name: path for name, path in tables.items() if name not in without})
     complete = recipe.as_dict() | {"threads": threads, "device": machine.choose_device(run.device)}
     code = {stage.name: _code_of(stage, recipe.tables, run.seed) for stage in stages}
     return Plan(complete, code, key)
