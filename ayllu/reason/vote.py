@@ -1,0 +1,95 @@
+"""Self-consistency: ask several times, take the answer that comes most often (maj@k).
+
+Wang et al. 2022 (arXiv 2203.11171): wrong ways of thinking end in many places, right ones in one. Answers are
+compared in a canonical form, so that `1,250`, `1250.0` and `1250.` are one vote. Answers that were cut
+off have no vote.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+
+from ayllu.engine.request import SamplingParams
+from ayllu.reason.loop import Answer, Generator, answer_batch
+from ayllu.reason.transcript import Chat, Transcript
+from ayllu.tools.tool import Toolbox
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The winner, how many of how many answers agree with it, and all of them."""
+
+    answer: Answer
+    votes: int
+    answers: tuple[Answer, ...]
+
+
+def canonical(text: str) -> str:
+    """A final answer in the form in which answers are compared.
+
+    Numbers lose thousands' commas, a leading plus, trailing zeros and points, a currency sign or a
+    percent sign; other texts lose their spaces at the ends, their last full stop and their case.
+    """
+    plain = text.strip().removesuffix(".").strip()
+    digits = plain.strip("$€₹% ").replace(",", "") if _grouped(plain) else plain.strip("$€₹% ")
+    try:
+        value = Decimal(digits)
+    except InvalidOperation:
+        return plain.casefold()
+    if not value.is_finite():
+        return plain.casefold()
+    if not value:
+        return "0"
+    return format(value, "f").rstrip("0").rstrip(".") if "." in format(value, "f") else format(value, "f")
+
+
+def _grouped(text: str) -> bool:
+    """Whether the commas of a number part its thousands (1,250 but not 1,25)."""
+    head, *rest = text.strip("$€₹% +-").split(".")[0].split(",")
+    return bool(rest) and 1 <= len(head) <= 3 and all(len(part) == 3 and part.isdigit() for part in rest)
+
+
+def winner(answers: Sequence[str | None], weights: Sequence[float] | None = None) -> int | None:
+    """The place of the first answer of those that most agree on (by count, or by summed weight); of
+    equally many the first to come. None when nobody has answered."""
+    sums: dict[str, float] = {}
+    first: dict[str, int] = {}
+    for place, (text, weight) in enumerate(
+        zip(answers, weights or [1.0] * len(answers), strict=True),
+    ):
+        if text is None:
+            continue
+        key = canonical(text)
+        first.setdefault(key, place)
+        sums[key] = sums.get(key, 0.0) + weight
+    return first[max(sums, key=lambda key: (sums[key], -first[key]))] if sums else None
+
+
+def majority(chat: Chat, answers: Sequence[Answer]) -> Vote | None:
+    """The vote of some answers to one question. None when none of them is whole."""
+    texts = [chat.answer(a.transcript) if a.finish_reason == "stop" else None for a in answers]
+    place = winner(texts)
+    if place is None:
+        return None
+    wanted = canonical(texts[place] or "")
+    votes = sum(text is not None and canonical(text) == wanted for text in texts)
+    return Vote(answers[place], votes, tuple(answers))
+
+
+def self_consistent(
+    engine: Generator, chat: Chat, transcript: Transcript, toolbox: Toolbox, params: SamplingParams, k: int
+) -> Vote | None:
+    """Answer k times and vote. `params.temperature` must be above 0 for the answers to differ."""
+    assert k > 0
+    answers = answer_batch(engine, chat, [transcript] * k, toolbox, replace(params, n=1, best_of=None))
+    return majority(chat, answers)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The chance that of k answers, drawn from `samples` of which `right` are right, one is right:
+    1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, section 2.1)."""
+    assert 0 <= right <= samples and 1 <= k <= samples
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
