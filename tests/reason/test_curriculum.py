@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ayllu.reason.curriculum import Curriculum
-from ayllu.reason.practice import TASKS, draw, draw_level, evaluation_prompts
+from ayllu.reason.practice import TASKS, budgeted, draw, draw_level, evaluation_prompts
 from ayllu.reason.task import split_of
 from ayllu.reason.tasks.arithmetic import canonical_key
 from ayllu.reason.tasks.countdown import Countdown
@@ -173,3 +173,49 @@ def test_a_family_whose_levels_all_rest_keeps_a_part_of_its_share():
     again = Curriculum(retire=1, replay=0.2)
     again.restore(json.loads(json.dumps(asdict(curriculum))))
     assert again == curriculum
+
+
+# ---- how long to think
+def test_a_budget_that_is_too_small_breaks_the_thinking_off_and_the_answer_follows():
+    rng = np.random.default_rng(0)
+    task = TASKS["arithmetic"]
+    problem = task.problem(rng, task.levels, "train")
+    trace = task.trace(problem, rng)
+    whole = CHAT.span(Kind.THINK, trace[0].text, sampled=True)
+    length = len(whole.ids) - 2
+    for budget in (0, 1, length - 1, length, 512):
+        transcript = budgeted(CHAT, problem, trace, budget)
+        assert CHAT.text(transcript.spans[0]).endswith(f"think: {budget}")
+        thoughts = [span for span in transcript.spans if span.kind == Kind.THINK]
+        assert len(thoughts) == (budget > 0)
+        if thoughts:
+            assert thoughts[0].ids[1:-1] == whole.ids[1:-1][:budget] and CHAT.is_closed(thoughts[0])
+            assert thoughts[0].sampled
+        assert task.verify(problem, CHAT.answer(transcript)).strict
+
+
+def test_solutions_with_calls_keep_their_thinking_and_are_told_a_budget_that_holds_it():
+    rng = np.random.default_rng(0)
+    task = TASKS["expressions"]
+    for _ in range(20):
+        problem = task.problem(rng, task.levels, "train")
+        trace = task.trace(problem, rng)
+        transcript = budgeted(CHAT, problem, trace, 0)
+        told = int(CHAT.text(transcript.spans[0]).rpartition(" ")[2])
+        thought = sum(len(span.ids) - 2 for span in transcript.spans if span.kind == Kind.THINK)
+        assert thought <= told
+        assert [CHAT.text(s) for s in transcript.spans if s.kind == Kind.CALL] == [
+            piece.text for piece in trace if piece.kind == Kind.CALL
+        ]
+
+
+def test_budgets_come_with_their_share_and_cost_nothing_where_there_are_none():
+    shares = {"arithmetic": 0.5, "countdown3": 0.5}
+
+    def texts(seed, **more):
+        rng = np.random.default_rng(seed)
+        return [CHAT.text(draw(rng, CHAT, shares, **more).spans[0]) for _ in range(400)]
+
+    assert texts(1, budgets=0.0) == texts(1) and not any("think:" in text for text in texts(1))
+    counted = sum("think:" in text for text in texts(1, budgets=0.3))
+    assert 80 < counted < 160

@@ -1,0 +1,91 @@
+"""Accuracy against thinking tokens: the same problems under several budgets. `python bench/thinking.py MODEL`
+
+Each budget is a bound that the engine holds (engine/budget.py): at the bound the thinking is ended and the
+model must answer with what it has. With --told the system turn says the number as well, as practice with
+`sft.budgets` teaches it. For each family and budget: strict accuracy with its 95 % Wilson interval and the
+mean of the tokens thought. A curve counts as rising when no budget lies below a smaller one by more than
+the two intervals allow. Tools keep their own place: a turn with calls may think anew after each result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ayllu.engine.engine import Engine
+from ayllu.engine.request import SamplingParams, ThinkingBudget
+from ayllu.evals.runner import distinct_problems, score
+from ayllu.reason.loop import answer_batch
+from ayllu.reason.practice import EXAMS, budget_words, check_families, toolbox_of
+from ayllu.reason.task import Task
+from ayllu.reason.transcript import Chat
+from ayllu.stages import use_threads
+from ayllu.text.tokenizer import Tokenizer
+from ayllu.tools.calculator import CALCULATOR
+from ayllu.tools.tool import Toolbox
+
+
+def measure(
+    engine: Engine, chat: Chat, task: Task, budget: int, *, n: int, told: bool, max_tokens: int, seed: int
+) -> dict[str, Any]:
+    """One point of the curve."""
+    control = chat.tokenizer.control
+    thinking = ThinkingBudget(control["<|think|>"], control["<|/think|>"], maximum=budget)
+    problems = distinct_problems(task, n, (task.levels,), "test", seed)
+    system = budget_words(budget) if told else ""
+    prompts = [chat.start(p.prompt, system=system, tools=p.tools) for p in problems]
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=seed, thinking=thinking)
+    fitting = [
+        replace(params, max_tokens=min(max_tokens, engine.context_length - len(prompt.ids())))
+        for prompt in prompts
+    ]
+    box = Toolbox([CALCULATOR])
+    boxes = [toolbox_of(p, box).only(p.tools) for p in problems]
+    result = score(chat, task, problems, answer_batch(engine, chat, prompts, boxes, fitting))
+    return {"budget": budget, **result.to_dict()}
+
+
+def rises(points: list[dict[str, Any]]) -> bool:
+    """Whether no larger budget is worse than a smaller one by more than both intervals."""
+    return all(b["high"] >= a["low"] for i, a in enumerate(points) for b in points[i + 1 :])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path, help="a model folder")
+    parser.add_argument("--families", nargs="+", default=["arithmetic", "countdown3"])
+    parser.add_argument("--budgets", nargs="+", type=int, default=[0, 16, 32, 64, 128, 256])
+    parser.add_argument("--n", type=int, default=500, help="problems of a family (default 500)")
+    parser.add_argument("--told", action="store_true", help="say the budget in the system turn")
+    parser.add_argument("--max-tokens", type=int, default=384)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    wish = parser.parse_args()
+    check_families(wish.families, "--families", EXAMS)
+    use_threads(wish.threads)
+    curves: dict[str, Any] = {}
+    with Engine(wish.model) as engine:
+        chat = Chat(Tokenizer.load(wish.model))
+        for family in wish.families:
+            options = {"n": wish.n, "told": wish.told, "max_tokens": wish.max_tokens, "seed": wish.seed}
+            points = [measure(engine, chat, EXAMS[family], b, **options) for b in sorted(wish.budgets)]
+            curves[family] = {"points": points, "rises": rises(points)}
+            if wish.json:
+                continue
+            print(f"{family}: {'rises' if curves[family]['rises'] else 'does NOT rise'}")
+            for p in points:
+                interval = f"[{100 * p['low']:.1f}, {100 * p['high']:.1f}]"
+                print(
+                    f"  at most {p['budget']:>4}: {p['mean_thinking_tokens']:6.1f} tokens thought, "
+                    f"{100 * p['accuracy']:5.1f} % {interval} of {p['n']}"
+                )
+    if wish.json:
+        print(json.dumps({"model": str(wish.model), "told": wish.told, "curves": curves}))
+
+
+if __name__ == "__main__":
+    main()
