@@ -29,6 +29,7 @@ _TITLES = {
     "text": "the given text",
 }
 _CONVERSATIONS = 200
+_CHANCE = "worse than chance would, so that the change of perplexity there says nothing"
 
 
 def quantize_model(
@@ -210,6 +211,8 @@ def _section(said: Mapping[str, Any]) -> str:
             f"| {q['perplexity_change']:+.2%} ({low:+.2%} to {high:+.2%}) "
             f"| {q['kl_mean']:.5f} | {q['kl_p99']:.4f} | {q['top1_agreement']:.2%} |"
         )
+    if chance := [_TITLES[kind] for kind, q in said["quality"].items() if q["worse_than_chance"]]:
+        lines += ["", f"The model foretells {' and '.join(chance)} {_CHANCE}."]
     return "\n".join(lines) + "\n"
 
 
@@ -229,4 +232,5 @@ def page(said: Mapping[str, Any]) -> str:
             f"  KL divergence   {q['kl_mean']:.5f} nats a token, 99th percentile {q['kl_p99']:.4f}",
             f"  first choice    the same for {q['top1_agreement']:.2%} of the tokens",
         ]
+        lines += [f"  the model foretells it {_CHANCE}"] * q["worse_than_chance"]
     return "\n".join(lines)

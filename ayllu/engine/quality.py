@@ -4,6 +4,10 @@ Perplexity (Jelinek et al. 1977) says how well a text is foretold; the Kullback-
 token's distribution, how far the packed model is from the exact one whether that was right or wrong; and the
 agreement of the likeliest tokens, how often greedy text would go another way. The change of perplexity comes
 from paired differences, so that its interval is that of the change and not of the text.
+
+What a model was trained to foretell is near a minimum of its loss: rounding costs little there, and always
+something. Elsewhere (what a user types, after SFT; plain text, for a model that unlearned it) the loss has
+a slope, and rounding goes up or down it by chance: a change of perplexity there, of either sign, is no cost.
 """
 
 from __future__ import annotations
@@ -54,7 +58,8 @@ def compare(
 ) -> dict[str, Any]:
     """The quality report of `packed` against `exact` over texts, none of which is empty.
 
-    `kl_mean`, `kl_p99`: nats a token. `perplexity_change`: relative, with its 95 % interval.
+    `kl_mean`, `kl_p99`: nats a token. `perplexity_change`: relative, with its 95 % interval; it says nothing
+    where the exact model itself is `worse_than_chance`.
     """
     context = packed.config.context
     # The exact model keeps an exact cache; the packed one that which it runs with.
@@ -85,6 +90,7 @@ def compare(
         "perplexity_float32": math.exp(float(loss_T2[:, 0].mean())),
         "perplexity": math.exp(float(loss_T2[:, 1].mean())),
         "perplexity_change": math.expm1(mean),
+        "worse_than_chance": float(loss_T2[:, 0].mean()) > math.log(packed.config.vocab_size),
         "perplexity_change_95": [math.expm1(mean - spread), math.expm1(mean + spread)],
         "kl_mean": float(kl_T.mean()),
         "kl_p99": float(np.quantile(kl_T.numpy(), 0.99)),
