@@ -9,12 +9,13 @@ clipboard (an old class of attacks; ECMA-48 control functions begin with ESC or 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -24,10 +25,12 @@ from ayllu.serve.options import EngineOptions
 
 if TYPE_CHECKING:
     from ayllu.engine.engine import SamplingParams
+    from ayllu.engine.request import Grammar
     from ayllu.reason.foreign import TemplateChat
     from ayllu.reason.loop import Answer, Event
     from ayllu.reason.transcript import Chat, Transcript
-    from ayllu.tools.tool import Toolbox
+    from ayllu.tools.session import Rules
+    from ayllu.tools.tool import Tool, Toolbox
 
 # C0 without tab and line feed, DEL, C1, and the marks that turn the direction of writing around. The
 # joiners U+200C and U+200D stay: Telugu is written with them.
@@ -36,6 +39,9 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 # For a model that continues texts and whose folder doesn't say how to sample: small ones, as most such are,
 # lose the thread at 1, and go round in circles at 0.
 STORY_TEMPERATURE = 0.5
+
+# All tool calls of one answer together: somebody is waiting.
+TOOL_SECONDS = 120.0
 
 HELP = """\
   /help    this list
@@ -91,10 +97,12 @@ class Talk:
     chat: Chat | TemplateChat
     toolbox: Toolbox
     params: SamplingParams
+    rules: Rules | None = None
+    constrain: bool = False  # hold calls to the tools' schemas while they are written
 
     def begin(self, user: str) -> Transcript:
         """A new conversation's first turn; the tools on offer are named in it."""
-        return self.chat.start(user, tools=self.toolbox.names)
+        return self.chat.start(user, tools=self.toolbox.tools)
 
     def go_on(self, transcript: Transcript, user: str) -> Transcript:
         """A further turn."""
@@ -106,7 +114,15 @@ class Talk:
         """The events of one answer (ayllu.reason.loop)."""
         from ayllu.reason.loop import answer_stream
 
-        return answer_stream(self.engine, self.chat, transcript, self.toolbox, self.params)
+        return answer_stream(
+            self.engine,
+            self.chat,
+            transcript,
+            self.toolbox,
+            self.params,
+            rules=self.rules,
+            constrain=self.constrain,
+        )
 
 
 @contextlib.contextmanager
@@ -119,16 +135,19 @@ def load_talk(
     seed: int | None,
     conversing: bool = False,
     engine: EngineOptions | None = None,
+    further: Sequence[str] = (),
 ) -> Iterator[Talk]:
     """Load the model of `folder`; what is None is as its generation_config.json says.
 
-    RequestError when it is to be `conversing` and has no chat format.
+    `further` tools are those of `ayllu.tools.named`. RequestError when it is to be `conversing` and has no
+    chat format.
     """
     from ayllu.engine.engine import Engine, SamplingParams
     from ayllu.reason.foreign import Continuation, chat_of, no_chat_format
     from ayllu.serve.service import SamplingDefaults
     from ayllu.text.tokenizer import Tokenizer
-    from ayllu.tools.calculator import CALCULATOR
+    from ayllu.tools.named import open_tools
+    from ayllu.tools.session import Rules
     from ayllu.tools.tool import Toolbox
 
     tokenizer = Tokenizer.load(folder)
@@ -147,8 +166,46 @@ def load_talk(
         seed=seed,
     )
     how = (engine or EngineOptions()).arguments()
-    with Engine(folder, tokenizer=tokenizer, **how) as opened:
-        yield Talk(opened, chat, Toolbox((CALCULATOR,) if tools and tokenizer.native else ()), params)
+    # What a model of ours has been taught; another's is offered nothing that wasn't asked for.
+    usual_tools = ["calculator"] if tools and tokenizer.native else []
+    with contextlib.ExitStack() as stack:
+        ask = ask_at_terminal if sys.stdin.isatty() else None
+        toolbox = Toolbox(open_tools([*usual_tools, *further], stack, ask=ask), confirm=confirm_at_terminal)
+        _try_calls_out(params, chat, toolbox)
+        opened = stack.enter_context(Engine(folder, tokenizer=tokenizer, **how))
+        rules = Rules(seconds=TOOL_SECONDS, once=True)
+        yield Talk(opened, chat, toolbox, params, rules, constrain=True)
+
+
+def _try_calls_out(params: SamplingParams, chat: Chat | TemplateChat, toolbox: Toolbox) -> None:
+    """Begin to try the grammar of calls out, which is another process's work, while the weights are read."""
+    from ayllu.engine.grammar import checked
+    from ayllu.reason.loop import held_to_tools
+
+    def work(grammar: Grammar) -> None:
+        with contextlib.suppress(AylluError):  # it comes again where it matters
+            checked(grammar)
+
+    if (held := held_to_tools(params, chat, toolbox).enclosed) is not None:
+        threading.Thread(target=work, args=(held.grammar,), daemon=True).start()
+
+
+def ask_at_terminal(question: str) -> str | None:
+    """The user's answer to a model's question; None where there is none."""
+    _tell(f"\n? {harmless(question)}")
+    try:
+        return input("> ")
+    except (EOFError, KeyboardInterrupt, UnicodeDecodeError):
+        return None
+
+
+def confirm_at_terminal(tool: Tool, arguments: dict[str, Any]) -> bool:
+    """Whether the user lets a tool that changes something run; where nobody can be asked, it doesn't."""
+    if not sys.stdin.isatty():
+        return False
+    shown = json.dumps(arguments, ensure_ascii=False)
+    _tell(f"\n! the model wants to use {tool.name} {harmless(shown)}")
+    return (ask_at_terminal("Let it? y or n") or "").strip().casefold() in ("y", "yes", "j", "ja")
 
 
 def goes_on_with_text(folder: Path) -> bool:

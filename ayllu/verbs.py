@@ -94,6 +94,7 @@ def run(
     temperature: float | None = None,
     seed: int | None = None,
     tools: Annotated[bool, Parameter(name="--tools", negative="--no-tools")] = True,
+    tool: Annotated[list[str] | None, Parameter(negative=())] = None,
     quiet: Annotated[bool, Flag] = False,
     as_json: Json = False,
     engine: EngineFlags = _USUAL,
@@ -112,6 +113,8 @@ def run(
         Makes sampling repeatable.
     tools
         Let the model call its tools.
+    tool
+        Offer a further tool: clock, units, sql=FILE, documents=FOLDER, ... (docs/tools.md); repeatable.
     quiet
         Only the answer, no thinking.
     """
@@ -119,9 +122,8 @@ def run(
 
     folder = _model_folder(model)
     question = read_prompt(prompt, folder)
-    with load_talk(
-        folder, tools=tools, max_tokens=max_tokens, temperature=temperature, seed=seed, engine=_named(engine)
-    ) as talk:
+    wish = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "engine": _named(engine)}
+    with load_talk(folder, tools=tools, further=tool or (), **wish) as talk:  # type: ignore[arg-type]
         said = one_answer(talk, question, quiet=quiet, silent=as_json)
     if as_json:
         print(json.dumps(said, indent=2, ensure_ascii=False))
@@ -140,6 +142,7 @@ def chat(
     temperature: float | None = None,
     seed: int | None = None,
     tools: Annotated[bool, Parameter(name="--tools", negative="--no-tools")] = True,
+    tool: Annotated[list[str] | None, Parameter(negative=())] = None,
     engine: EngineFlags = _USUAL,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves.
@@ -154,12 +157,20 @@ def chat(
         Makes sampling repeatable.
     tools
         Let the model call its tools.
+    tool
+        Offer a further tool: clock, units, sql=FILE, documents=FOLDER, ... (docs/tools.md); repeatable.
     """
     from ayllu.terminal import converse, load_talk
 
     folder = _model_folder(model)
     wish = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "engine": _named(engine)}
-    with load_talk(folder, tools=tools, conversing=True, **wish) as talk:  # type: ignore[arg-type]
+    with load_talk(
+        folder,
+        tools=tools,
+        further=tool or (),
+        conversing=True,
+        **wish,  # type: ignore[arg-type]
+    ) as talk:
         converse(talk)
 
 

@@ -6,6 +6,10 @@ They are run, their results are appended as spans that were not sampled, and the
 back to the engine. Token ids go straight from the engine into spans and are never decoded and encoded
 again (the fault behind trl#5224).
 
+What the calls of a turn may use stands in `Rules` (ayllu/tools/session.py); each is recorded, and a turn
+can be replayed from its records. `constrain` holds a call to the tools' schemas while it is written, so that
+every call is valid; the rest of the text and all log-probabilities stay the model's own.
+
 A `Turn` is one answer in the making. `answer_stream` drives one and yields its text; `answer_batch`
 drives many at once: while one waits for its tool, the others keep the engine busy. A server that
 steps an engine of its own drives Turns in the same way: submit, read, settle.
@@ -20,14 +24,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ayllu.errors import QueueFullError
-from ayllu.reason.transcript import Chat, Heard, Kind, Transcript
-from ayllu.tools.tool import Result, Toolbox
+from ayllu.reason.transcript import Chat, Kind, Transcript
+from ayllu.tools.calls import call_grammar
+from ayllu.tools.session import MAX_CALLS, Record, Rules, Session
+from ayllu.tools.tool import Toolbox
 
 if TYPE_CHECKING:
     from ayllu.engine.engine import SamplingParams
     from ayllu.reason.foreign import TemplateChat
-
-MAX_CALLS = 8
 
 
 class Generating(Protocol):
@@ -57,7 +61,8 @@ class Answer:
     `transcript` is the whole conversation with this turn appended; `finish_reason` is "stop",
     "length" (no room or no tokens left: the turn may end in an open span) or "cancelled".
     `logprobs` has one value for each sampled token of this turn, in order. `calls` counts the calls
-    that were judged, `valid_calls` those whose tool exists and whose arguments fit its schema.
+    that were judged, `valid_calls` those whose tool exists and whose arguments fit its schema. `told`: what a
+    tool that has ended the turn tells the user. `records`: the calls with their results.
     """
 
     transcript: Transcript
@@ -67,6 +72,8 @@ class Answer:
     tokens: int = 0
     thinking_tokens: int = 0
     logprobs: tuple[float, ...] = ()
+    told: str = ""
+    records: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,14 +97,19 @@ class Turn:
         params: SamplingParams,
         *,
         max_calls: int = MAX_CALLS,
+        rules: Rules | None = None,
+        recorded: Sequence[Record] | None = None,
+        constrain: bool = False,
         index: int = 0,
     ) -> None:
         self.engine, self.chat, self.transcript, self.toolbox = engine, chat, transcript, toolbox
-        self.params, self.max_calls, self.index = params, max_calls, index
+        self.params, self.index = params, index
+        if constrain:
+            self.params = held_to_tools(params, chat, toolbox)
+        self.session = Session(toolbox, rules or Rules(max_calls=max_calls), recorded=recorded)
         self.handle: Any = None  # the engine's sequence, or None while one is to be submitted
         self.answer: Answer | None = None
-        self.calls = self.valid_calls = self.segment = 0
-        self.thinking = 0
+        self.segment = self.thinking = 0
         self.logprobs: list[float] = []
         self.reader = chat.reader(transcript)
 
@@ -132,10 +144,12 @@ class Turn:
         calls = self.chat.calls(self.transcript) if reason == "stop" else []
         if not calls:
             return self._finish(reason)
-        results = [self._call(call).text for call in calls]
-        self.transcript = self.chat.with_results(self.transcript, results)
+        results = [self.session.run(call.name, call.arguments, call.error) for call in calls]
+        self.transcript = self.chat.with_results(self.transcript, [result.text for result in results])
         self.segment += 1
-        events = [Event("result", text) for text in results]
+        events = [Event("result", result.text) for result in results]
+        if told := "\n".join(result.told for result in results if result.told):
+            return [*events, Event("say", told), *self._finish("stop", told)]
         spent = self.params.max_tokens is not None and len(self.logprobs) >= self.params.max_tokens
         full = len(self.transcript.ids()) >= self.engine.context_length
         return events + (self._finish("length") if spent or full else [])
@@ -156,27 +170,34 @@ class Turn:
         self.thinking += sum(len(span.ids) for span in self.transcript.latest if span.kind == Kind.THINK)
         self.handle = None
 
-    def _call(self, call: Heard) -> Result:
-        if self.calls >= self.max_calls:
-            return Result(False, "error: no more calls", valid=False)
-        self.calls += 1
-        if call.error:
-            return Result(False, f"error: {call.error}", valid=False)
-        result = self.toolbox.run(call.name, call.arguments)
-        self.valid_calls += result.valid
-        return result
-
-    def _finish(self, reason: str) -> list[Event]:
+    def _finish(self, reason: str, told: str = "") -> list[Event]:
         self.answer = Answer(
             self.transcript,
             reason,
-            self.calls,
-            self.valid_calls,
+            self.session.calls,
+            self.session.valid_calls,
             tokens=len(self.logprobs),
             thinking_tokens=self.thinking,
             logprobs=tuple(self.logprobs),
+            told=told,
+            records=tuple(self.session.records),
         )
         return [Event("done", answer=self.answer)]
+
+
+def held_to_tools(params: SamplingParams, chat: Chat | TemplateChat, toolbox: Toolbox) -> SamplingParams:
+    """`params` with which every call that the model opens is one that `toolbox` finds valid.
+
+    The grammar is compiled once for a toolbox and a vocabulary. Nothing changes for another's chat format,
+    whose calls are marked by text, and where there is no tool to call.
+    """
+    control, grammar = chat.tokenizer.control, call_grammar(toolbox.tools)
+    if not chat.tokenizer.native or not grammar:
+        return params
+    from ayllu.engine.request import Enclosed, Grammar
+
+    rule = Enclosed(control["<|tool|>"], control["<|/tool|>"], Grammar("lark", grammar))
+    return replace(params, enclosed=rule)
 
 
 def _derived_seed(seed: int | None, index: int, segment: int) -> int | None:
@@ -198,14 +219,28 @@ def answer_stream(
     params: SamplingParams,
     *,
     max_calls: int = MAX_CALLS,
+    rules: Rules | None = None,
+    recorded: Sequence[Record] | None = None,
+    constrain: bool = False,
 ) -> Iterator[Event]:
     """One answer as it is made: text events, then one "done" event with the Answer.
 
     `transcript` ends with the model's turn to speak. `params.max_tokens` bounds the sampled tokens of
-    the whole turn, results not counted. Closing the iterator early cancels the sequence. Raises
-    ContextLengthError and QueueFullError before the first event.
+    the whole turn, results not counted. `rules` stand for `max_calls` and more; `recorded` results are given
+    instead of running tools. Closing the iterator early cancels the sequence. Raises ContextLengthError and
+    QueueFullError before the first event, RequestError when other calls come than the recorded ones.
     """
-    turn = Turn(engine, chat, transcript, toolbox, params, max_calls=max_calls)
+    turn = Turn(
+        engine,
+        chat,
+        transcript,
+        toolbox,
+        params,
+        max_calls=max_calls,
+        rules=rules,
+        recorded=recorded,
+        constrain=constrain,
+    )
     try:
         while turn.answer is None:
             if turn.waiting:
@@ -226,6 +261,8 @@ def answer_batch(
     params: SamplingParams | Sequence[SamplingParams],
     *,
     max_calls: int = MAX_CALLS,
+    rules: Rules | None = None,
+    constrain: bool = False,
     on_answer: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
     """Answers to all transcripts, in their order; `on_answer(index, answer)` as each one is done.
@@ -237,7 +274,17 @@ def answer_batch(
     toolboxes = [toolbox] * len(transcripts) if isinstance(toolbox, Toolbox) else list(toolbox)
     every = list(params) if isinstance(params, Sequence) else [params] * len(transcripts)
     turns = [
-        Turn(engine, chat, transcript, box, each, max_calls=max_calls, index=index)
+        Turn(
+            engine,
+            chat,
+            transcript,
+            box,
+            each,
+            max_calls=max_calls,
+            rules=rules,
+            constrain=constrain,
+            index=index,
+        )
         for index, (transcript, box, each) in enumerate(zip(transcripts, toolboxes, every, strict=True))
     ]
     waiting, running = deque(turns), dict[Any, Turn]()

@@ -154,7 +154,8 @@ class Servers:
             with open(os.devnull, "w") as nowhere:
                 transport = stdio_client(parameters, errlog=nowhere)
                 async with Client(transport, read_timeout_seconds=server.seconds) as client:
-                    listed, cursor = [], None
+                    listed: list[Any] = []
+                    cursor = None
                     while len(listed) < MAX_LISTED:
                         page = await client.list_tools(cursor=cursor)
                         listed += page.tools

@@ -55,6 +55,7 @@ def python_tool(sandbox: Sandbox) -> Tool:
             "required": ["code"],
         },
         run=lambda arguments: run_python(sandbox, arguments),
+        varies=sandbox.work_folder is not None,  # its files are what a program finds
     )
 
 

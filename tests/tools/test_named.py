@@ -1,0 +1,92 @@
+"""Tools asked for by name at a terminal."""
+
+import contextlib
+import json
+
+import pytest
+
+from ayllu import terminal
+from ayllu.errors import RequestError, UsageError
+from ayllu.tools.named import TABLE, open_tools
+from ayllu.tools.tool import Tool, Toolbox
+
+
+def test_every_name_opens_and_works(tmp_path):
+    (tmp_path / "sales.csv").write_text("month,amount\nMay,3\n")
+    (tmp_path / "more.csv").write_text("a\n7\n")
+    (tmp_path / "notes.txt").write_text("tea is hot")
+    wishes = [
+        "calculator",
+        f"sql={tmp_path / 'sales.csv'}",
+        f"sql={tmp_path / 'more.csv'}",
+        f"chart={tmp_path / 'charts'}",
+        f"documents={tmp_path}",
+        "clock",
+        "units",
+        "ask_user",
+        f"hand_off={tmp_path / 'handed.jsonl'}",
+    ]
+    with contextlib.ExitStack() as stack:
+        box = Toolbox(open_tools(wishes, stack, ask=lambda question: question.upper()))
+        assert list(box.names) == [name for name in TABLE if name not in ("python", "mcp")]
+        calls = {
+            "calculator": ({"expression": "6*7"}, "42"),
+            "sql": ({"query": "SELECT sum(amount) + (SELECT a FROM more) FROM sales"}, "10"),
+            "documents": ({"query": "tea"}, "[notes.txt:1]\ntea is hot"),
+            "units": ({"value": 1, "from": "km", "to": "m"}, "1000 m"),
+            "ask_user": ({"question": "which?"}, "WHICH?"),
+        }
+        for name, (arguments, text) in calls.items():
+            assert box.run(name, json.dumps(arguments)).text == text
+        assert "UTC+00:00" in box.run("clock", "{}").text
+        assert box.run("chart", '{"kind":"bar","query":"SELECT month, amount FROM sales"}').ok
+        assert box.run("hand_off", '{"summary":"help"}').told and (tmp_path / "handed.jsonl").is_file()
+    assert (tmp_path / "charts" / "chart-1.png").is_file()
+
+
+def test_a_name_twice_is_one_tool():
+    with contextlib.ExitStack() as stack:
+        assert [tool.name for tool in open_tools(["calculator", "clock", "calculator"], stack)] == [
+            "calculator",
+            "clock",
+        ]
+
+
+@pytest.mark.parametrize(
+    "wish", ["tea", "", "sql", "sql=", "calculator=3", "documents", "mcp", "clock=Atlantis", "units=", "=x"]
+)
+def test_what_is_asked_for_wrongly_is_told(wish):
+    with contextlib.ExitStack() as stack, pytest.raises(UsageError) as caught:
+        open_tools([wish], stack)
+    assert caught.value.fix
+
+
+def test_what_is_not_there_is_told(tmp_path):
+    for wish in (
+        f"sql={tmp_path / 'none.csv'}",
+        f"documents={tmp_path / 'none'}",
+        f"mcp={tmp_path / 'none.toml'}",
+    ):
+        with contextlib.ExitStack() as stack, pytest.raises(RequestError):
+            open_tools([wish], stack)
+
+
+@pytest.mark.parametrize(
+    ("typed", "yes"), [("y", True), ("Ja", True), ("n", False), ("", False), (None, False)]
+)
+def test_a_tool_that_changes_something_is_asked_about_at_a_terminal(monkeypatch, capsys, typed, yes):
+    """The arguments are shown, without what commands a terminal; elsewhere the answer is no."""
+    pay = Tool("pay", "", {"type": "object", "properties": {}}, lambda _: "paid", changes_something=True)
+
+    def answer(prompt):
+        if typed is None:
+            raise EOFError
+        return typed
+
+    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert terminal.confirm_at_terminal(pay, {"to": "Eve\x9b31m\u202e"}) is yes
+    shown = capsys.readouterr().err
+    assert 'pay {"to": "Eve31m"}' in shown
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert terminal.confirm_at_terminal(pay, {}) is False
