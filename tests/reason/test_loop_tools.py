@@ -88,6 +88,13 @@ def test_log_probabilities_stay_the_models_own(model):
         assert replayed == pytest.approx(answer.logprobs, abs=3e-4)
 
 
+def test_guessing_ahead_makes_no_difference(model):
+    with Engine(model, tokenizer=CHAT.tokenizer, max_sequences=4, speculate="ngram") as engine:
+        guessed = answer_batch(engine, CHAT, STARTS[:4], BOX, PARAMS, constrain=True)
+        assert engine.stats().drafted > 0
+    assert [a.transcript for a in guessed] == [a.transcript for a in answers(model, constrain=True)[:4]]
+
+
 def test_without_being_asked_nothing_is_held(model):
     """Training's way through the loop asks the engine for what it always did."""
     engine = ScriptedEngine(lambda prompt: [CHAT.end])
