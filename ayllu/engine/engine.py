@@ -22,9 +22,10 @@ from ayllu.engine.batch import BLOCK
 from ayllu.engine.blocks import BlockPool, blocks_for
 from ayllu.engine.diskcache import DiskCache
 from ayllu.engine.draftmodel import open_drafter
-from ayllu.engine.executors import Executor, make_executor
+from ayllu.engine.executors import WEIGHTS, Executor, make_executor
 from ayllu.engine.executors.torch import depends_on_length
 from ayllu.engine.memory import cache_blocks as size_of_cache
+from ayllu.engine.memory import check_device
 from ayllu.engine.packed import PackedModel
 from ayllu.engine.prefix import PrefixCache
 from ayllu.engine.quantize import open_model
@@ -87,6 +88,9 @@ class Engine:
         executor: Executor | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        check_device(device)
+        if weights not in WEIGHTS:
+            raise RequestError(f"weights = {weights!r:.100} is not one of {', '.join(WEIGHTS)}")
         if not isinstance(model, Decoder | PackedModel):
             folder = Path(model)
             self.tokenizer = tokenizer or Tokenizer.load(folder)

@@ -14,6 +14,20 @@ from ayllu.errors import RequestError
 _SHARE = 0.5  # of the free memory; the rest is for everybody else
 
 
+def check_device(device: str) -> None:
+    """Raises RequestError for a device that isn't here, before anything is loaded."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise RequestError(f"there is no device {device[:40]!r}", fix="choose cpu or cuda") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise RequestError(
+            f"there is no device {device} here",
+            why=f"torch {torch.__version__} finds {torch.cuda.device_count()} NVIDIA GPUs",
+            fix="choose cpu",
+        )
+
+
 def free_bytes(device: str) -> int:
     """Memory that can be taken without pushing others out."""
     if torch.device(device).type == "cuda":

@@ -56,6 +56,28 @@ def test_a_salt_may_be_any_string(model, salt):
     assert engine.generate([prompt], max_tokens=2)[0].cached_tokens == 0
 
 
+@pytest.mark.parametrize(("options", "says"), [
+    ({"weights": "int3"}, "int3"),
+    ({"weights": "int8" * 1000}, "int8"),
+    ({"device": "cuda:99"}, "cuda:99"),
+    ({"device": "abacus"}, "abacus"),
+    ({"cache_bytes": 0}, "cache_bytes"),
+    ({"cache_bytes": 1}, "one block"),
+    ({"cache_blocks": 2, "cache_bytes": 1 << 20}, "same thing"),
+    ({"cache_blocks": True}, "cache_blocks"),
+    ({"cache": "int2"}, "int2"),
+])  # fmt: skip
+def test_engines_that_cannot_be(model, options, says):
+    with pytest.raises(RequestError, match=says):
+        Engine(model, **options)
+
+
+def test_a_folder_isn_t_read_for_an_engine_that_cannot_be(tmp_path):
+    for options in ({"weights": "int3"}, {"device": "cuda:99"}):
+        with pytest.raises(RequestError):
+            Engine(tmp_path / "nothing", **options)
+
+
 def test_numbers_at_the_edge_of_the_vocabulary(engine):
     for ids in ([VOCABULARY], [2**31], [2**63], [2**70], [-(2**70)]):
         with pytest.raises(RequestError):
