@@ -8,9 +8,9 @@ from ayllu.model.decoder import Decoder
 CONTEXT, VOCABULARY = 96, 211
 
 
-def make_model(seed: int = 0) -> Decoder:
+def make_model(seed: int = 0, context: int = CONTEXT) -> Decoder:
     """Float32, with a favourite that is nowhere a near tie of another."""
-    config = ModelConfig(48, VOCABULARY, (dense_layer(4, 2, 12, 80),) * 2, CONTEXT)
+    config = ModelConfig(48, VOCABULARY, (dense_layer(4, 2, 12, 80),) * 2, context)
     generator = torch.Generator().manual_seed(seed)
     model = Decoder(config).requires_grad_(False).eval()
     for weight in model.parameters():
