@@ -122,13 +122,14 @@ class Steering:
         logits_V.zero_()  # something that can be drawn from; the engine drops it
 
     def _keep_enclosed(self, logits_V: Tensor, drafts: Ids[int]) -> bool:
-        """Inside an enclosure forbid what doesn't fit -> whether that was all there is to do: neither the end
-        of thinking nor a least length reaches in there."""
+        """Inside an enclosure forbid what doesn't fit -> whether that was all there is to do. Neither the end
+        of thinking nor a least length reaches in there; outside they hold as ever."""
         assert self.enclosure is not None
         allowed_V = self.enclosure.mask(drafts)
         if allowed_V is None:
             logits_V[self.enclosure.rule.close_id] = -torch.inf
-            return False
+            others = (self.penalties, self.thinking, self.matcher, self.params.min_tokens or None)
+            return all(other is None for other in others)
         if self.penalties is not None:
             self.penalties.apply(logits_V, drafts)
         logits_V.masked_fill_(~torch.from_numpy(allowed_V).to(logits_V.device), -torch.inf)
