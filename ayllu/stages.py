@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ayllu import machine
+from ayllu.errors import RecipeError
 from ayllu.files import read_json, sha256_file, sha256_json
 from ayllu.recipe import TABLES, compose, compose_run, load_name
 
@@ -183,6 +184,11 @@ def make_plan(
             return kept
     threads = run.threads or machine.physical_cores()
     use_threads(threads)  # before torch is imported
+    for optional in OPTIONAL:
+        if optional.table in raw and optional.name not in {stage.name for stage in stages}:
+            raise RecipeError(
+                f"this run has no stage for the table [{optional.table}]", fix="leave the table out"
+            )
     without = {stage.table for stage in OPTIONAL} - set(raw)
     recipe = compose(raw, {name: path for name, path in tables.items() if name not in without})
     complete = recipe.as_dict() | {"threads": threads, "device": machine.choose_device(run.device)}

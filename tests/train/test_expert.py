@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ayllu.errors import RecipeValueError, TrainingStoppedError
+from ayllu.errors import RecipeError, RecipeValueError, TrainingStoppedError
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
@@ -182,3 +182,9 @@ def test_a_recipe_without_the_table_is_completed_as_before() -> None:
     expert = stages_of(there)[4]
     made_from = basis(expert, plan, dict.fromkeys(expert.needs, "x"), {})
     assert set(made_from["settings"]) == {"expert", "sft"} and json.dumps(made_from)
+
+
+def test_a_table_without_its_stage_is_not_passed_over() -> None:
+    raw = {"name": "a", "expert": {}}
+    with pytest.raises(RecipeError, match=r"no stage for the table \[expert\]"):
+        make_plan(raw, stages=STAGES[3:5])
