@@ -33,7 +33,7 @@ class Judged:
 NOTHING = Judged(False, False)
 _NUMBER = re.compile(r"(?:(?<![\d)])-)?(?:\d{1,3}(?:[,.]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)?|\.\d+)")
 _MARK = re.compile(r"####\s*([^\n]*)")
-_ANSWER_IS = re.compile(r"the answer is:?\s*([^\n]*)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"the answer is:?\s*", re.IGNORECASE)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _SIGNS = str.maketrans("", "", string.punctuation + "„“”‚‘’«»")
 _LETTER = re.compile(r"\(([A-Z])\)")
@@ -46,8 +46,7 @@ def number(text: str, *, comma: bool = False) -> str | None:
     thousands have points and the fraction a comma, as in German.
     """
     plain = "".join(
-        str(unicodedata.digit(c)) if c.isdigit() and unicodedata.digit(c, None) is not None else c
-        for c in text.strip().replace("−", "-")
+        str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text.strip().replace("−", "-")
     )
     plain = plain.rstrip(".").strip().strip("$€₹£%").strip()
     plain = plain.replace("-$", "-")
@@ -125,8 +124,8 @@ def judge_closing(answers: Sequence[str], said: str, continues: bool) -> Judged:
     """Strict: what follows the last "the answer is" (for a model that converses the answer alone will do).
     Lenient: the text ends with the answer, or the last letter in brackets is it."""
     wanted = {_closing(answer) for answer in answers}
-    closing = _ANSWER_IS.findall(said)
-    exact = _closing(closing[-1]) if closing else None if continues else _closing(said)
+    _, *closing = _ANSWER_IS.split(said)
+    exact = _closing(closing[-1].split("\n")[0]) if closing else None if continues else _closing(said)
     letters = _LETTER.findall(said)
     loose = _closing(f"({letters[-1]})") if letters else None
     end = _closing(said)

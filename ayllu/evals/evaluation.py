@@ -147,7 +147,7 @@ def evaluate_model(
     settings = settings or ExamSettings()
     check_settings(settings)
     named = find_tasks(tasks, data, settings)
-    head = {
+    head: dict[str, Any] = {
         "kind": KIND,
         "version": CODE_VERSION,
         "model": str(model),
@@ -155,8 +155,10 @@ def evaluate_model(
         "weights": weights,
         "device": device,
     }
-    results = _kept(out, head)
-    made = {**head, "machine": machine.describe(), "results": results}
+    before = _kept(out, head)
+    results: dict[str, Any] = dict(before.get("results") or {})
+    known: dict[str, Any] = {key: before[key] for key in ("chat_format", "context") if key in before}
+    made: dict[str, Any] = {**head, **known, "machine": machine.describe(), "results": results}
     prints = {task.name: _fingerprint(task, head, settings) for task in named}
     missing = [task for task in named if results.get(task.name, {}).get("fingerprint") != prints[task.name]]
     progress = Progress("eval", quiet=quiet)
@@ -216,7 +218,7 @@ def _fingerprint(task: Named, head: Mapping[str, Any], settings: ExamSettings) -
 
 
 def _kept(out: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:
-    """Results made before. UsageError for a file of something else, BadFileError for a damaged one."""
+    """The results made before. UsageError for a file of something else, BadFileError for a damaged one."""
     if out is None or not out.exists():
         if out is not None and not out.parent.is_dir():
             raise InputNotFoundError(f"there is no folder {out.parent}", fix="make it, or name another --out")
@@ -230,5 +232,4 @@ def _kept(out: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:
             why="its files, its --weights or the device differ",
             fix="name another file as --out",
         )
-    results = before.get("results")
-    return dict(results) if isinstance(results, dict) else {}
+    return before

@@ -99,7 +99,8 @@ def examine(
     before = [shots.get(row.group, Shots()) for row in rows]
     made = _FORMS[task.form](_Exam(task, rows, before, examinee, settings, progress))
     head = {"task": task.name, "title": task.title, "form": task.form, "shots": wanted}
-    how = {"protocol": task.protocol, "source": task.source, "beside": dict(task.beside)}
+    protocol = task.protocol if examinee.continues else _CONVERSED.get(task.form, task.protocol)
+    how = {"protocol": protocol, "source": task.source, "beside": dict(task.beside)}
     return {**head, **made, **how}
 
 
@@ -163,6 +164,13 @@ _FORMS: dict[str, Callable[[_Exam], dict[str, Any]]] = {
     "bits": _texts,
 }
 _SHOWN = ("choice", "mass", "answer")  # forms that have worked examples
+_LETTERS = "a turn of the user's with lettered options; likelihood of each letter as the answer's beginning"
+_CONVERSED = {  # the protocol with a model that converses
+    "choice": _LETTERS,
+    "mass": _LETTERS,
+    "answer": "a turn of the user's; strict is the answer alone (a number also after ####)",
+    "program": "a turn of the user's with the head of the function; strict is code alone, run in the sandbox",
+}
 
 
 # ---- the project's own families

@@ -13,6 +13,7 @@ raises ContextLengthError; the harness's own models cut it from the left without
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -35,25 +36,23 @@ _CERTAIN = math.log(0.5)  # a token above it is the likeliest of all
 def adapted(engine: Engine) -> Any:
     """A `lm_eval.api.model.LM` over an engine that has a tokenizer. UsageError where lm-eval is absent."""
     try:
-        from lm_eval.api.model import LM
+        base = importlib.import_module("lm_eval.api.model").LM  # only here: an extra, and slow to import
     except ImportError as error:
         raise UsageError(
             "lm-eval is not installed", why=str(error), fix="install it: pip install 'ayllu[lm-eval]'"
         ) from error
 
-    class AylluLM(LM):  # type: ignore[misc]  # lm-eval has no types
-        """See the module."""
+    def likelihoods(_: Any, requests: Sequence[Any], **__: Any) -> list[tuple[float, bool]]:
+        return loglikelihood(engine, [request.args for request in requests])
 
-        def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-            return loglikelihood(engine, [request.args for request in requests])
+    def rolling(_: Any, requests: Sequence[Any], **__: Any) -> list[float]:
+        return loglikelihood_rolling(engine, [request.args[0] for request in requests])
 
-        def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
-            return loglikelihood_rolling(engine, [request.args[0] for request in requests])
+    def texts(_: Any, requests: Sequence[Any], **__: Any) -> list[str]:
+        return generate_until(engine, [request.args for request in requests])
 
-        def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
-            return generate_until(engine, [request.args for request in requests])
-
-    return AylluLM()
+    methods = {"loglikelihood": likelihoods, "loglikelihood_rolling": rolling, "generate_until": texts}
+    return type("AylluLM", (base,), methods)()
 
 
 def loglikelihood(engine: Engine, asked: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:

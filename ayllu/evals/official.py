@@ -263,7 +263,7 @@ def with_shots(
     grouped = any(groups)
     if not grouped:
         rng = np.random.default_rng([seed, 11, *task.name.encode()])
-        if shots >= len(pool):
+        if shots > len(pool) - (not task.examples):  # a row at least has to be left
             raise UsageError(f"--shots {shots} is more than {task.title} has", fix="give fewer")
         pool = [pool[i] for i in rng.choice(len(pool), shots, replace=False)]
     found = {}

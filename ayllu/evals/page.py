@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+HEAD = ("task", "n", "score", "95 % interval", "lenient", "chance", "maj@k", "pass@k")
+
 
 def line(result: Mapping[str, Any]) -> str:
     """One result in a line."""
@@ -17,7 +19,9 @@ def line(result: Mapping[str, Any]) -> str:
 
 def page(made: Mapping[str, Any]) -> str:
     """The results as a table, and below it what doesn't fit into one."""
-    rows = [("task", "n", "score", "95 % interval", "lenient", "chance", "maj@k", "pass@k")]
+    rows: list[tuple[str, ...]] = [
+        ("task", "n", "score", "95 % interval", "lenient", "chance", "maj@k", "pass@k")
+    ]
     notes: list[str] = []
     for result in made["results"].values():
         rows.append(_row(result))
@@ -54,8 +58,6 @@ def _row(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
     notes = [f"{result['protocol']} ({result['source']})" if result["source"] else result["protocol"]]
-    if result.get("asked_as") == "letters":
-        notes[0] = f"asked as a conversation: the letter of the answer ({result['source']})"
     if result["shots"]:
         notes.append(f"{result['shots']} examples before each row")
     if "by_rule" in result and len(result["by_rule"]) > 1:

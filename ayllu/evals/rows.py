@@ -42,8 +42,8 @@ def read_rows(file: Path) -> Iterator[tuple[int, Any]]:
                 yield from enumerate(text, 1)
             else:
                 # A tab never stands inside a cell, so that a quotation mark there is one and nothing more.
-                tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-                cells = csv.reader(text, **(tabs if form == ".tsv" else {}))
+                tabs = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+                cells = tabs if form == ".tsv" else csv.reader(text)
                 for row in cells:
                     yield line, row
                     line = cells.line_num + 1

@@ -211,10 +211,10 @@ def articles(lines: list[str]) -> list[str]:
     heading = re.compile(r"^ = [^=].*[^=] = *$")
     found: list[list[str]] = [[]]
     for line in lines:
-        if heading.match(line.rstrip("\n")) and found[-1]:
+        if heading.match(line.rstrip("\n")) and any(before.strip() for before in found[-1]):
             found.append([])
         found[-1].append(line)
-    return [text for text in ("".join(part) for part in found) if text.strip()]
+    return ["".join(part) for part in found if part]
 
 
 def passage(place: str, text: str) -> Passage:

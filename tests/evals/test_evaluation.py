@@ -15,7 +15,7 @@ from ayllu.evals.evaluation import evaluate_model, find_tasks, hash_model, task_
 from ayllu.evals.examine import ExamSettings
 from ayllu.evals.official import OFFICIAL
 from ayllu.evals.page import page
-from ayllu.model.config import ModelConfig, dense_layer
+from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import save_model
 from ayllu.reason.practice import EXAMS, RESAMPLED
@@ -36,8 +36,10 @@ def ours(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ours")
     tokenizer = train_tokenizer(iter(["What is 12 + 3? The otter keeps the pond. ABCDE"] * 4), 320)
     torch.manual_seed(0)
-    config = ModelConfig(32, tokenizer.vocab_size, (dense_layer(2, 1, 16, 48),), 512)
-    save_model(Decoder(config), folder)
+    config = ModelSettings(width=32, layers=1, head_dim=16, context=512).config(tokenizer.vocab_size)
+    control = tokenizer.control
+    ids = {"bos": control["<|bos|>"], "eos": control["<|end|>"], "pad": control["<|pad|>"]}
+    save_model(Decoder(config), folder, **ids)
     tokenizer.save(folder)
     return folder
 
