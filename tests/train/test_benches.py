@@ -1,0 +1,53 @@
+"""The benches of rollouts beside trl and of thinking budgets: what they measure is what they say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ayllu.engine.engine import Engine
+from ayllu.reason.practice import TASKS
+from ayllu.reason.transcript import Chat
+from ayllu.text.tokenizer import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+import against_trl
+import thinking
+
+
+def test_our_side_counts_what_it_sampled(tmp_path: Path) -> None:
+    against_trl.write_model(tmp_path, width=32, layers=1)
+    (row,) = against_trl.ours(tmp_path, prompts=1, max_tokens=16, steps=1)
+    assert 0 < row["tokens"] <= against_trl.GROUP * 16
+    assert 0 < row["sampling"] < row["step"]
+
+
+def test_rates_are_medians() -> None:
+    rows = [{"tokens": 100.0, "sampling": s, "step": 2 * s} for s in (1.0, 2.0, 4.0)]
+    assert against_trl.rates(rows) == {"sampling": 50.0, "step": 25.0, "tokens": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("intervals", "wanted"),
+    [
+        ([(0.1, 0.2), (0.3, 0.4), (0.35, 0.5)], True),
+        ([(0.1, 0.2), (0.3, 0.4), (0.25, 0.35)], True),  # lower, but within the intervals
+        ([(0.1, 0.2), (0.5, 0.6), (0.3, 0.4)], False),
+    ],
+)
+def test_a_curve_falls_only_beyond_both_intervals(intervals: list[tuple[float, float]], wanted: bool) -> None:
+    assert thinking.rises([{"low": low, "high": high} for low, high in intervals]) is wanted
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_no_budget_is_thought_beyond(tmp_path: Path, told: bool) -> None:
+    against_trl.write_model(tmp_path, width=32, layers=1)
+    chat = Chat(Tokenizer.load(tmp_path / "model"))
+    options = {"n": 6, "told": told, "max_tokens": 24, "seed": 0}
+    with Engine(tmp_path / "model") as engine:
+        for budget in (0, 8):
+            point = thinking.measure(engine, chat, TASKS["arithmetic"], budget, **options)
+            assert point["budget"] == budget and point["n"] == 6
+            assert point["mean_thinking_tokens"] <= budget + 2  # its two control tokens
