@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ayllu.errors import RequestError
+from ayllu.reason.formats import PLAIN
 from ayllu.reason.formats.form import Does
 from ayllu.reason.formats.habits import Habits, habits_of
 from ayllu.reason.formats.history import History, as_history, described, one_at_a_time, schema
@@ -274,6 +275,7 @@ class Continuation(TemplateChat):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer, ChatTemplate("", tokenizer, {}))
+        self.form, self._names = replace(PLAIN, marks={}), {}  # in a story a mark is a word like others
 
     def start(self, user: str, *, system: str = "", tools: Sequence[Offer] = ()) -> Transcript:
         """The text to be continued; an empty one is the beginning of any text."""

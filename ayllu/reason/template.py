@@ -325,11 +325,17 @@ class _Disguise:
 
 
 def _mapped(value: Any, change: Callable[[str], str], key: str = "") -> Any:
-    """`value` with all texts in it changed, but for roles and types, which the program chooses."""
+    """`value` with all texts in it changed, but for roles and types, which the program chooses.
+
+    Keys are changed where they are no plain words: a tool's arguments have names that a person chose.
+    """
     if isinstance(value, str):
         return value if key in ("role", "type") else change(value)
     if isinstance(value, dict):
-        return {name: _mapped(inner, change, name) for name, inner in value.items()}
+        return {
+            name if name.isidentifier() else change(name): _mapped(inner, change, name)
+            for name, inner in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_mapped(inner, change, key) for inner in value]
     return value

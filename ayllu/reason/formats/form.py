@@ -84,11 +84,11 @@ def call_of(value: Any, keys: Sequence[str] = ("arguments", "parameters")) -> He
         value = {**value["function"], "id": value.get("id")}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise UnreadableError("a call must be a JSON object with the tool's name and its arguments")
-    given: Any = next((value[key] for key in keys if key in value), {})
+    given: Any = next((value[key] for key in keys if key in value), None)
     if isinstance(given, str):  # JSON inside of JSON, as in OpenAI's own form
         given = json_value(given or "{}")[0]
     if not isinstance(given, dict):
-        raise UnreadableError("the arguments must be a JSON object")
+        raise UnreadableError("a call must have arguments, a JSON object")
     number = value.get("id")
     return Heard(
         value["name"], json.dumps(given, ensure_ascii=False), number if isinstance(number, str) else ""

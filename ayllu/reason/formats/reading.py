@@ -92,7 +92,10 @@ class Machine:
             self._at(name, mark, token, token)
 
     def text(self, text: str, token: int, *, free: bool = True) -> None:
-        """Text that came with a token; `free`: marks may be made of it."""
+        """Text that came with a token; `free`: marks may be made of it. None: part of a character."""
+        if not text:
+            self._tokens.append(token)
+            return
         if not self._texts or (self._firsts.isdisjoint(text) and not self._held):
             self._take(text, token, free)
             return
@@ -202,7 +205,8 @@ class Machine:
 
     def _say(self, piece: Piece, text: str) -> None:
         if piece.kind == Kind.SAY:
-            self.said += self._tokens
+            seen = self.said[-1] if self.said else -1
+            self.said += [t for t in sorted(set(self._tokens)) if t > seen]
         self._tokens = []
         if text:
             piece.text += text

@@ -110,19 +110,25 @@ class TurnReader:
             token = ids[place]
             name = self.names.get(token)
             if name is None and token not in self.ends:
-                machine.text(self.decoder.push(token), place)
+                if self.decoder.tokenizer.piece_bytes(token):
+                    machine.text(self.decoder.push(token), place)
                 continue
-            machine.text(self.decoder.flush(), max(place - 1, 0))
+            self._flush(place)
             if name is not None:
                 machine.control(name, place)
             else:
                 machine.end(place)
         self.at = len(ids)
         if last:
-            machine.text(self.decoder.flush(), max(len(ids) - 1, 0))
+            self._flush(len(ids))
             self.pieces = machine.finish(ended=bool(self.ends & set(ids[-1:])), tokens=len(ids))
         news, machine.news = joined(machine.news), []
         return [(kind.value, text) for kind, text in news]
+
+    def _flush(self, place: int) -> None:
+        """What is left of a character that never became whole."""
+        if text := self.decoder.flush():
+            self.machine.text(text, place - 1)
 
 
 def spans_of(pieces: Sequence[Piece], ids: Sequence[int], usual: Kind, *, sampled: bool) -> list[ReadSpan]:

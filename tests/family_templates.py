@@ -97,7 +97,7 @@ DEEPSEEK = """\
 {%- if tools %}{{ '\\n\\nTools:' }}{% for t in tools %}{{ '\\n' + (t | tojson) }}{% endfor %}{% endif %}
 {%- for m in messages %}
     {%- if m.role == 'user' %}{% set ns.tool = false %}{{ '<｜User｜>' + m.content }}
-    {%- elif m.role == 'assistant' and m.content is none %}
+    {%- elif m.role == 'assistant' and not m.content %}
         {{- '<｜Assistant｜>' if not ns.tool }}{{ '<｜tool▁calls▁begin｜>' }}{% set ns.tool = false %}
         {%- for c in m.tool_calls %}
             {{- '\\n' if not loop.first }}
