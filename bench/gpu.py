@@ -4,7 +4,7 @@
     python bench/gpu.py --out results --parts correct decode
     TRITON_INTERPRET=1 python bench/gpu.py --out /tmp/x --tiny     a dry run on a CPU, of tiny models
 
-Parts: `correct` (the cuda executor beside the torch executor in float32, every kind of weights, several
+Parts: `correct` (the kernels beside torch operations on the same weights, every kind of them, several
 numbers of sequences; where it fails nothing else is run), `tests` (tests/engine/test_cuda.py), `kernels`
 (each product alone), `decode` (one text, Llama 3.1 8B shape, random weights made on the device), `batch`
 (nano-vllm's benchmark: Qwen3 0.6B shape, 256 requests, prompts and answers of 100 to 1,024 tokens), `train`
@@ -37,7 +37,6 @@ from ayllu import machine
 from ayllu.engine.batch import BLOCK, Batch
 from ayllu.engine.engine import Engine
 from ayllu.engine.executors.cuda import CudaExecutor
-from ayllu.engine.executors.torch import TorchExecutor
 from ayllu.engine.request import SamplingParams
 from ayllu.files import write_json
 from ayllu.model.config import ModelConfig, dense_layer
@@ -127,56 +126,47 @@ def one_token_each(tables_SW: np.ndarray, position: int) -> Batch:
 
 # ---- is it right?
 def correct(wish: argparse.Namespace) -> dict[str, Any]:
-    """Largest difference of a logit from the torch executor in float32, over the largest logit."""
-    limits = {"float32": 1e-4, "bfloat16": 0.06, "int8": 0.08, "fp8": 0.2, "int4": 0.5}
-    rows, worst = [], dict.fromkeys(limits, 0.0)
-    counts = (1, 3) if wish.tiny else (1, 2, 5, 16, 40, 200)
+    """Largest difference of a logit, over the largest logit, of the kernels and of torch operations on the
+    same weights; in float32 the latter are the torch executor."""
+    limits = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.05, "fp8": 0.05, "int4": 0.05}
+    rows, counts = [], (1, 3) if wish.tiny else (1, 2, 5, 16, 40, 200)
     for name in ("qwen3-0.6b",) if wish.tiny else ("qwen3-0.6b", "llama-3.2-1b", "qwen3-30b-a3b"):
         config = config_of(name, wish, layers=2)
         model = random_model(config, wish.device, torch.float32)
         length = 40 if wish.tiny else 300
         prompt_T = np.random.default_rng(0).integers(config.vocab_size, size=length).astype(np.int32)
-        for count in counts:
-            width = length // BLOCK + 2
-            tables_SW = np.random.default_rng(1).permutation(count * width).reshape(count, width)
-            tables_SW = tables_SW.astype(np.int32)
-            # Texts of different lengths, in several prefill steps, then one step that decodes.
-            lengths = [max(1, length - 7 * (row % 30)) for row in range(count)]
-            exact = None
-            for weights in ("exact", *limits):
-                executor = (
-                    TorchExecutor(model, torch.float32)
-                    if weights == "exact"
-                    else CudaExecutor(model, weights)
-                )
-                executor.reserve(count * width)
+        width = length // BLOCK + 2
+        for weights in limits:
+            executor = CudaExecutor(model, weights)
+            executor.reserve(max(counts) * width)
+            kernels_missing = executor.without_kernels
+            for count in counts:
+                order_SW = np.random.default_rng(1).permutation(count * width).reshape(count, width)
+                tables_SW = order_SW.astype(np.int32)
+                # Texts of different lengths, read one by one, then one step that decodes.
+                lengths = np.array([max(1, length - 7 * (row % 30)) for row in range(count)], np.int32)
                 for row, n in enumerate(lengths):
-                    order_T = np.arange(n, dtype=np.int32)
-                    at_T = np.full(n, row, np.int32)
+                    order_T, at_T = np.arange(n, dtype=np.int32), np.full(n, row, np.int32)
                     executor.step(Batch(prompt_T[:n], order_T, at_T, tables_SW, order_T[-1:]))
                 order = np.arange(count, dtype=np.int32)
-                batch = Batch(prompt_T[:count] * 0 + 5, np.array(lengths, np.int32), order, tables_SW, order)
-                logits_SV = executor.step(batch)
-                if isinstance(executor, CudaExecutor):
-                    again_SV = executor.step(batch)  # a graph's second run
-                    assert torch.equal(logits_SV, again_SV), "the same step twice, and other numbers"
-                    assert not executor.without_kernels, executor.without_kernels
-                    assert torch.isfinite(logits_SV).all()
-                if exact is None:
-                    exact = logits_SV
-                    continue
-                difference = float((logits_SV - exact).abs().max() / exact.abs().max())
-                worst[weights] = max(worst[weights], difference)
+                batch = Batch(np.full(count, 5, np.int32), lengths, order, tables_SW, order)
+                executor.without_kernels = "torch operations, to compare with"
+                want_SV = executor.step(batch)
+                executor.without_kernels = kernels_missing
+                got_SV = executor.step(batch)
+                assert torch.equal(got_SV, executor.step(batch)), "the same step twice, and other numbers"
+                assert not executor.without_kernels, executor.without_kernels
+                difference = float((got_SV - want_SV).abs().max() / want_SV.abs().max())
                 rows.append({"model": name, "weights": weights, "sequences": count, "relative": difference})
-                print(f"  {name:14} {weights:9} {count:4} sequences  {difference:.5f}", flush=True)
-                del executor
+                print(f"  {name:14} {weights:9} {count:4} sequences  {difference:.6f}", flush=True)
+            del executor
             free()
         del model
         free()
-    # With random experts a rounded router chooses others: only float32 is held against the limit there.
-    wrong = [r for r in rows if r["relative"] > limits[r["weights"]]]
+    # Experts of a rounded model may be others where the router is nearly undecided.
+    wrong = [r for r in rows if not r["relative"] <= limits[r["weights"]]]
     wrong = [r for r in wrong if r["model"] != "qwen3-30b-a3b" or r["weights"] == "float32"]
-    return {"ok": not wrong, "limits": limits, "worst": worst, "wrong": wrong, "rows": rows}
+    return {"ok": not wrong, "limits": limits, "wrong": wrong, "rows": rows}
 
 
 def tests(wish: argparse.Namespace) -> dict[str, Any]:

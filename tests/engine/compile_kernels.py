@@ -1,5 +1,6 @@
 """Run in a process of its own, with Triton and without its interpreter: every kernel that a decode step would
-launch is compiled for the GPU named (80, 90, ...), which needs none; prints one line for each kernel.
+launch is compiled for the GPU named (80, 90, ...), which needs none; prints a line for each kernel. `all`: in
+every decoder and kind of weights.
 
 Launching is replaced by compiling, so that the compiled forms are those of real calls."""
 
@@ -47,6 +48,9 @@ def compile_instead(self: JITFunction, *args: object, grid: object, warmup: bool
 JITFunction.run = compile_instead
 
 if __name__ == "__main__":
-    from cuda_models import decode_everything
+    from cuda_models import DECODERS, decode_some
 
-    decode_everything()
+    from ayllu.engine.executors.cuda import WEIGHTS
+
+    whole = sys.argv[2:] == ["all"]
+    decode_some(list(DECODERS) if whole else ["one kv head"], list(WEIGHTS) if whole else ["bfloat16"])

@@ -185,8 +185,8 @@ def _product(x_MC: Tensor, layer: nn.Module, out: torch.dtype | None = None) -> 
 class _FewBitExperts(MoE):
     """Experts whose weights are made floats again where the torch executor multiplies by them."""
 
-    gate_up = property(lambda self: self.gate_up_few.weight)  # type: ignore[assignment]
-    down = property(lambda self: self.down_few.weight)  # type: ignore[assignment]
+    gate_up = property(lambda self: self.gate_up_few.weight)
+    down = property(lambda self: self.down_few.weight)
 
 
 def _in_few_bits(source: Decoder, kind: str, dtype: torch.dtype) -> Decoder:
