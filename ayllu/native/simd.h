@@ -45,6 +45,7 @@ SIMD_INLINE Float load_i8(const int8_t* p) {
 SIMD_INLINE Int all_int(int32_t x) { return _mm512_set1_epi32(x); }
 SIMD_INLINE Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
 SIMD_INLINE Line load_line(const uint8_t* p) { return _mm512_loadu_si512(p); }
+SIMD_INLINE void store_line(uint8_t* p, Line x) { _mm512_storeu_si512(p, x); }
 SIMD_INLINE Line low_nibbles(Line x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 SIMD_INLINE Line high_nibbles(Line x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
 // lane i: sum + w[4i..4i+3] . x[0..3]; w unsigned, x signed bytes
@@ -98,6 +99,10 @@ SIMD_INLINE Float to_float(Int x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvte
 SIMD_INLINE Line load_line(const uint8_t* p) {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+SIMD_INLINE void store_line(uint8_t* p, Line x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.b);
 }
 SIMD_INLINE Line low_nibbles(Line x) {
     const __m256i mask = _mm256_set1_epi8(15);
@@ -164,6 +169,7 @@ SIMD_INLINE Line load_line(const uint8_t* p) {
     std::memcpy(r.v, p, 64);
     return r;
 }
+SIMD_INLINE void store_line(uint8_t* p, Line x) { std::memcpy(p, x.v, 64); }
 SIMD_INLINE Line low_nibbles(Line x) {
     for (auto& b : x.v) b &= 15;
     return x;
@@ -186,5 +192,20 @@ SIMD_INLINE Float odd_bf16(Line x) { LANEWISE(Float, bf16_at(x, 2 * i + 1)); }
 #undef LANEWISE
 
 #endif
+
+// dot4 of B lines with one x.
+template <size_t B>
+SIMD_INLINE void dots_of(Int* sums, const Line* w, const int8_t* x) {
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
+    if constexpr (B > 1) {  // loaded and spread over the lanes once
+        int32_t four;
+        std::memcpy(&four, x, 4);
+        const Int wide = all_int(four);
+        for (size_t b = 0; b < B; ++b) sums[b] = _mm512_dpbusd_epi32(sums[b], w[b], wide);
+        return;
+    }
+#endif
+    for (size_t b = 0; b < B; ++b) sums[b] = dot4(sums[b], w[b], x);
+}
 
 }  // namespace ayllu::LEVEL

@@ -2,7 +2,6 @@
 // experts. A batch is ragged: any number of sequences, each with one new token or a stretch of its prompt.
 #pragma once
 
-#include <atomic>
 #include <memory>
 #include <vector>
 
