@@ -195,9 +195,11 @@ def _plain(message: Message, index: int) -> dict[str, Any]:
             plain["reasoning_content"] = thoughts
         if message.tool_calls:
             plain["tool_calls"] = [msgspec.to_builtins(call) for call in message.tool_calls]
-    elif message.role == "tool" and not message.tool_call_id:
-        where = f"messages[{index}].tool_call_id"
-        raise invalid("a tool's result needs the id of its call", where, "missing_field")
+    elif message.role == "tool":
+        if not message.tool_call_id:
+            where = f"messages[{index}].tool_call_id"
+            raise invalid("a tool's result needs the id of its call", where, "missing_field")
+        plain["tool_call_id"] = message.tool_call_id
     return plain
 
 

@@ -3,14 +3,16 @@ that the engine reported, across tool results and whatever else shared the batch
 
 import pytest
 import torch
+from family_templates import FAMILIES, family_folder
 
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
+from ayllu.reason.foreign import chat_of
 from ayllu.reason.loop import answer_batch, answer_stream
 from ayllu.reason.transcript import Chat, Kind
-from ayllu.text.tokenizer import train_tokenizer
+from ayllu.text.tokenizer import Tokenizer, train_tokenizer
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
 
@@ -19,16 +21,22 @@ BOX = Toolbox([CALCULATOR])
 STARTS = [CHAT.start(f"What is {n} + {n * n}?", tools=BOX.names) for n in range(12)]
 
 
-@pytest.fixture(scope="module")
-def model():
-    """A random decoder that ends its call often, so that most answers have several stretches."""
+def random_decoder(vocabulary, context):
+    """Weights so large that it says a bit of everything."""
     torch.manual_seed(0)
-    decoder = Decoder(ModelSettings(width=32, layers=2, head_dim=16, context=256).config(300)).float().eval()
+    settings = ModelSettings(width=32, layers=2, head_dim=16, context=context)
+    decoder = Decoder(settings.config(vocabulary)).float().eval()
     with torch.no_grad():
         for parameter in decoder.parameters():
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=0.3)
     return decoder
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A random decoder that ends its call often, so that most answers have several stretches."""
+    return random_decoder(300, 256)
 
 
 def answers(model, seed, slots):
@@ -47,6 +55,28 @@ def test_replay_gives_the_reported_log_probabilities(model):
         assert replayed == pytest.approx(answer.logprobs, abs=2e-4)
         stretches += sum(span.kind == Kind.RESULT for span in answer.transcript.spans)
     assert stretches >= 3, "some answers went on after a tool result"
+
+
+def test_replay_of_another_familys_format(tmp_path):
+    """The same for a model with a template of its own, whose calls are broken but answered."""
+    chat = chat_of(family_folder(tmp_path, *FAMILIES["qwen"]), Tokenizer.load(tmp_path))
+    decoder = random_decoder(chat.tokenizer.vocab_size, 640)
+    control = chat.tokenizer.control
+    pushed = ((control["<tool_call>"], 8.0), (control["</tool_call>"], 4.0), (control["<|im_end|>"], 2.0))
+    params = SamplingParams(max_tokens=60, seed=5, logit_bias=pushed)
+    starts = [chat.start(f"What is {n} + {n}?", tools=BOX.tools) for n in range(6)]
+    with Engine(decoder, max_sequences=4) as engine:
+        found = answer_batch(engine, chat, starts, BOX, params)
+        streamed = list(answer_stream(engine, chat, starts[0], BOX, params))[-1].answer
+    assert streamed.transcript == found[0].transcript
+    for start, answer in zip(starts, found, strict=True):
+        ids, mask = answer.transcript.ids(), answer.transcript.sampled()
+        assert ids[: len(start.ids())] == start.ids() and sum(mask) == answer.tokens
+        with torch.no_grad():
+            logprobs_TV = torch.log_softmax(decoder(torch.tensor([ids]))[0].float(), -1)
+        replayed = [float(logprobs_TV[at - 1, ids[at]]) for at in range(1, len(ids)) if mask[at]]
+        assert replayed == pytest.approx(answer.logprobs, abs=2e-4)
+    assert sum(answer.calls for answer in found) >= 3, "some answers went on after a result"
 
 
 def test_an_answer_does_not_depend_on_who_shares_the_batch(model):

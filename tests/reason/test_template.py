@@ -409,7 +409,7 @@ def test_a_conversation_of_several_turns(tmp_path: Path) -> None:
     assert chat.stop_ids[0] == tokenizer.control["</s>"]
     assert tokenizer.control["<|im_end|>"] in chat.stop_ids, "the turn's end in this family"
     first = chat.start("one")
-    answered = chat.extend(first, [*tokenizer.encode("two"), *tokenizer.eos])
+    answered = chat.extend(first, [*tokenizer.encode("two"), tokenizer.control["<|im_end|>"]])
     assert chat.answer(answered) == "two" and chat.is_closed(answered.spans[-1])
     second = chat.add(answered, Kind.USER, "three")
     wanted = chat.template.render([said("user", "one"), said("assistant", "two"), said("user", "three")])

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import openai
 
 from ayllu.errors import ContextLengthError, RequestError
+from ayllu.reason.foreign import TemplateChat
 from ayllu.serve.app import Server, build_app, listen
 from ayllu.serve.limits import Limits
 from ayllu.serve.service import SamplingDefaults, Service
@@ -131,12 +132,14 @@ def running_server(
     api_key: str | None = None,
     limits: Limits | None = None,
     defaults: SamplingDefaults | None = None,
+    chat: TemplateChat | None = None,
 ) -> Iterator[Running]:
     """uvicorn on a free loopback port, in a thread."""
     service = Service(
         open_engine,
         tokenizer,
         name="tiny",
+        chat=chat,
         toolbox=Toolbox([CALCULATOR]),
         defaults=defaults or SamplingDefaults(temperature=0.0),
         limits=limits or Limits(grace=0.5),
