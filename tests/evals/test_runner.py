@@ -40,7 +40,7 @@ def test_the_oracle_is_right(task):
     rng = np.random.default_rng(0)
     said_no = sum(task.trace(problem, rng)[-1].text == "no" for problem in problems)
     assert result.n == N and result.correct == result.lenient == N - said_no
-    assert said_no <= N // 4
+    assert said_no <= N // 2  # the expert gives up by lot, sometimes soon
     assert result.truncated == 0 and sum(result.rights) == result.correct
     assert (result.low, result.high) == wilson(result.correct, N)
 
