@@ -1,8 +1,8 @@
 """The program `ayllu`: from words to an exit code.
 
-The verbs are in verbs.py. This file answers `--help` by itself, because a person who asks for help
-should not wait for a parser to be imported, and turns every error into three lines on stderr (what
-happened, why, what to do) and the exit code that ayllu.errors gives it.
+The verbs are in verbs.py and verbs_examine.py. This file answers `--help` by itself, because a person who
+asks for help should not wait for a parser to be imported, and turns every error into three lines on stderr
+(what happened, why, what to do) and the exit code that ayllu.errors gives it.
 """
 
 from __future__ import annotations
@@ -68,11 +68,12 @@ def main(tokens: Sequence[str] | None = None) -> None:
 def _run(words: list[str], *, debug: bool) -> int:
     """Exit code of one call; prints its error."""
     if words in ([], ["--help"], ["-h"]):
-        print(overview())
+        with _broken_pipe_is_quiet():
+            print(overview(), flush=True)
         return 0
     from cyclopts import CycloptsError
 
-    from ayllu.verbs import app
+    from ayllu.verbs_examine import app
 
     try:
         with _broken_pipe_is_quiet(), typed_os_errors(Path.cwd()):

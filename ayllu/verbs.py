@@ -1,4 +1,5 @@
-"""The verbs of the command line, each a typed function that cyclopts parses for.
+"""The verbs of the command line that make and use models, each a typed function that cyclopts parses for.
+Those that examine are in verbs_examine.py.
 
 Imports stand inside the verbs: parsing needs neither torch nor a model.
 """
@@ -16,7 +17,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from ayllu import __version__
-from ayllu.errors import CutOffError, UsageError
+from ayllu.errors import CutOffError
 from ayllu.serve.options import EngineOptions
 
 Flag = Parameter(negative=())
@@ -120,7 +121,7 @@ def run(
     """
     from ayllu.terminal import load_talk, one_answer, read_prompt
 
-    folder = _model_folder(model)
+    folder = model_folder(model)
     question = read_prompt(prompt, folder)
     wish = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "engine": _named(engine)}
     with load_talk(folder, tools=tools, further=tool or (), **wish) as talk:  # type: ignore[arg-type]
@@ -162,7 +163,7 @@ def chat(
     """
     from ayllu.terminal import converse, load_talk
 
-    folder = _model_folder(model)
+    folder = model_folder(model)
     wish = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "engine": _named(engine)}
     with load_talk(
         folder,
@@ -189,40 +190,7 @@ def serve(
     """
     from ayllu.serve.app import serve as serve_model
 
-    serve_model(_model_folder(model), host, port, options=_named(engine))
-
-
-@app.command
-def show(
-    model: Annotated[str | None, Parameter(help="A preset, a model folder, a .gguf file.")] = None,
-    /,
-    *,
-    presets: Annotated[bool, Parameter(name="--list", negative=())] = False,
-    length: int | None = None,
-    measure: Annotated[bool, Flag] = False,
-    as_json: Json = False,
-) -> None:
-    """Show what a model is and costs: parameters, bytes, cache, operations, what fits.
-
-    Nothing is loaded: a model of two trillion parameters is shown as fast as a small one.
-
-    Parameters
-    ----------
-    presets
-        List the presets (also without MODEL).
-    length
-        Tokens of text for the cache and the operations (default: the context, at most 8,192).
-    measure
-        Measure how fast memory is read, and say how many tokens a second that allows.
-    """
-    from ayllu import shape
-
-    if presets or model is None:
-        listed = shape.listing()
-        print(json.dumps(listed, indent=2) if as_json else shape.list_page(listed))
-        return
-    said = shape.describe(model, length=length, measure=measure)
-    print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else shape.page(said))
+    serve_model(model_folder(model), host, port, options=_named(engine))
 
 
 @app.command(name="import")
@@ -276,180 +244,7 @@ def export(
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else sentence(said))
 
 
-@app.command
-def quantize(
-    model: AnyModel,
-    /,
-    *,
-    out: Path,
-    weights: str = "int8",
-    text: Path | None = None,
-    tokens: int = 16_384,
-    as_json: Json = False,
-) -> None:
-    """Pack a model's weights in int8 or int4, and measure what that costs.
-
-    Parameters
-    ----------
-    out
-        The folder to make: a model for run, chat, serve and bench.
-    weights
-        int8 (8.5 bits a weight) or int4 (4.5 bits).
-    text
-        Measure on this file or folder of text (default: held-out text of the embedded corpus).
-    tokens
-        Measure on about so many tokens of each text.
-    """
-    from ayllu.quantizing import page, quantize_model
-
-    said = quantize_model(model, out, weights=weights, text=text, tokens=tokens)
-    print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else page(said))
-
-
-@app.command
-def bench(
-    mode: Annotated[str, Parameter(help="decode, prefill or batch.")],
-    model: Annotated[str | None, Parameter(help="A model folder, or a .gguf file.")] = None,
-    /,
-    *,
-    preset: str | None = None,
-    random: Annotated[bool, Flag] = False,
-    weights: str = "auto",
-    cache: str = "auto",
-    prompt_tokens: int = 512,
-    tokens: int = 64,
-    sequences: int = 8,
-    context: int = 128,
-    threads: int = 0,
-    runs: int = 5,
-    engine: Annotated[bool, Flag] = False,
-    as_json: Json = False,
-) -> None:
-    """Measure how fast a model decodes, reads prompts, and serves many texts at once.
-
-    Parameters
-    ----------
-    preset
-        A published shape (ayllu show lists them) instead of a model.
-    random
-        With weights made up on the spot; a preset has no others.
-    weights
-        float32, bfloat16, int8 or int4 (default: as the model is stored; int8 for a preset).
-    cache
-        float32, bfloat16 or int8.
-    prompt_tokens
-        Tokens of a prompt (prefill).
-    tokens
-        Steps of a run (decode, batch).
-    sequences
-        Texts at once (batch).
-    context
-        Tokens before the first step (decode, batch).
-    threads
-        0: the physical cores.
-    runs
-        Runs, each beside a measurement of the machine's roof.
-    engine
-        Scheduling and sampling included.
-    """
-    from ayllu import bench as measuring
-
-    if preset is not None and not random:
-        raise UsageError(f"the preset {preset} is a shape without weights", fix="add --random")
-    said = measuring.bench(
-        mode, model, preset=preset, weights=weights, cache=cache, prompt_tokens=prompt_tokens, tokens=tokens,
-        sequences=sequences, context=context, threads=threads, runs=runs, through_engine=engine,
-    )  # fmt: skip
-    print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else measuring.page(said))
-
-
-@app.command(name="eval")
-def eval_(
-    model: AnyModel,
-    /,
-    *,
-    tasks: str,
-    data: Path | None = None,
-    n: int | None = None,
-    samples: int = 1,
-    temperature: float | None = None,
-    max_tokens: int | None = None,
-    shots: int | None = None,
-    seed: int = 0,
-    weights: str = "auto",
-    device: str = "cpu",
-    as_json: Json = False,
-    out: Path | None = None,
-) -> None:
-    """Examine a model: official test sets, the project's own families, bits per byte of a text.
-
-    Parameters
-    ----------
-    tasks
-        Names with commas between, such as gsm8k,mmlu,stories_en; also official, families, text:FILE.
-    data
-        The folder with the official sets, which the project doesn't ship (docs/evaluation.md).
-    n
-        So many rows of each task, by lot (default: all; 1,000 problems of a family).
-    samples
-        Answers to each question: pass@k and the answer that most give (maj@k).
-    temperature
-        Default: 0, and 0.7 with several samples.
-    max_tokens
-        Of one answer, thinking included (default: as the task has it).
-    shots
-        Worked examples (default: as the task has it for a model without a chat format; 0 otherwise).
-    seed
-        Draws rows, examples, problems and samples.
-    weights
-        float32, bfloat16, int8 or int4 (default: as the model is stored).
-    device
-        cpu, cuda or auto.
-    out
-        Keep results in this file as tasks are done; called again, it goes on with what is missing.
-    """
-    from ayllu.evals.evaluation import evaluate_model
-    from ayllu.evals.examine import ExamSettings
-    from ayllu.evals.page import page
-    from ayllu.machine import choose_device
-
-    settings = ExamSettings(n, samples, temperature, max_tokens, shots, seed)
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    said = evaluate_model(
-        _model_folder(Path(model)), names, data=data, settings=settings, weights=weights,
-        device=choose_device(device), out=out,
-    )  # fmt: skip
-    print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else page(said))
-
-
-@app.command
-def report(run_folder: Annotated[Path, Parameter(name="RUN")], /, *, as_json: Json = False) -> None:
-    """Write report.json and report.html of a run anew from what its stages recorded.
-
-    Parameters
-    ----------
-    run_folder
-        A run folder, such as runs/demo.
-    """
-    from ayllu.run import rewrite_report
-
-    written = rewrite_report(run_folder)
-    print((run_folder / "report.json").read_text(encoding="utf-8").rstrip() if as_json else written)
-
-
-@app.command
-def version(*, as_json: Json = False) -> None:
-    """Versions of Ayllu and of what it stands on."""
-    import platform
-
-    from ayllu.machine import package_version
-
-    versions = {"ayllu": __version__, "python": platform.python_version()}
-    versions |= {name: package_version(name) for name in ("torch", "tokenizers", "safetensors", "numpy")}
-    print(json.dumps(versions, indent=2) if as_json else "\n".join(f"{k} {v}" for k, v in versions.items()))
-
-
-def _model_folder(name: Path) -> Path:
+def model_folder(name: Path) -> Path:
     from ayllu.models import resolve_model
 
     return resolve_model(str(name))
@@ -459,7 +254,7 @@ def _named(engine: EngineOptions) -> EngineOptions:
     """With the folder of the model that guesses."""
     if engine.speculate in (None, "ngram"):
         return engine
-    return replace(engine, speculate=str(_model_folder(Path(str(engine.speculate)))))
+    return replace(engine, speculate=str(model_folder(Path(str(engine.speculate)))))
 
 
 def own_name() -> str:

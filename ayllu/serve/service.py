@@ -212,8 +212,9 @@ class Service:
     def _maker(self, prepared: Prepared, choice: int) -> Callable[[Any], Writing]:
         def make(engine: Any) -> Writing:
             turn = Turn(
-                engine, self.chat, prepared.transcript, prepared.toolbox, prepared.params, index=choice
-            )
+                engine, self.chat, prepared.transcript, prepared.toolbox, prepared.params,
+                constrain=True, index=choice,
+            )  # fmt: skip
             return Writing(turn, StopStrings(prepared.stops), Tally(self.chat.tokenizer))
 
         return make

@@ -78,7 +78,7 @@ def test_silence_is_filled(scripted):
 def test_a_defect_of_ours_is_a_plain_500(scripted, monkeypatch, caplog):
     with scripted(*SHORT) as running:
 
-        def defect(request):
+        def defect(request, salt):
             raise KeyError("secret words in /home/user")
 
         monkeypatch.setattr(running.service, "prepare", defect)
