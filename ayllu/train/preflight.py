@@ -95,8 +95,8 @@ def flight(groups: list[Group], size: int) -> Flight:
     first = [group.rewards[:size] for group in groups]
     return Flight(
         len(groups),
-        float(np.mean([value >= 1.0 for group in groups for value in group.rewards])),
-        float(np.mean([max(group.rewards) >= 1.0 for group in groups])),
+        float(np.mean([value > 0 for group in groups for value in group.rewards])),
+        float(np.mean([max(group.rewards) > 0 for group in groups])),
         float(np.mean([answer.finish_reason == "length" for answer in answers])),
         float(np.mean([min(rewards) != max(rewards) for rewards in first])),
         float(np.mean([answer.tokens for answer in answers])),
