@@ -48,6 +48,7 @@ from ayllu.stages import (
     hash_files,
     input_files,
     make_plan,
+    stages_of,
     use_threads,
     what_changed,
 )
@@ -74,13 +75,14 @@ def make(
     `{"run", "model", "report", "finished", "wall_seconds", "stages": {name: seconds}}`. Raises what the
     stages raise, RunBusyError when another process works there, RunStoppedError after a signal.
     """
+    raw = read_recipe(recipe_path)
+    raw |= {key: value for key, value in (("seed", seed), ("threads", threads)) if value is not None}
+    stages = stages_of(raw, stages)
     names = [stage.name for stage in stages]
     if until is not None and until not in names:
         near = nearest(until, names)
         hint = f"did you mean {near}?" if near else f"the stages are: {', '.join(names)}"
         raise UsageError(f"there is no stage {until!r}", fix=hint)
-    raw = read_recipe(recipe_path)
-    raw |= {key: value for key, value in (("seed", seed), ("threads", threads)) if value is not None}
     folder = out or Path("runs") / Path(str(raw["name"])).name
     # Before anything is written: a recipe that can't be run leaves no trace.
     plan = make_plan(raw, folder / ".plan.json", stages=stages, tables=tables)
@@ -368,7 +370,7 @@ def rewrite_report(folder: Path) -> Path:
         raise InputNotFoundError(f"{folder} is not the folder of a run", fix="name one, such as runs/demo")
     with locked(folder / ".lock"):
         plan = Plan(read_recipe(folder / "recipe.toml"), {})
-        Run(folder, plan).write_report()
+        Run(folder, plan, stages_of(plan.recipe)).write_report()
     return folder / "report.html"
 
 

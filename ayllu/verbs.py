@@ -57,7 +57,7 @@ def make(
     recipe
         A recipe file, such as recipes/demo.toml.
     until
-        The last stage to do: text, tokenizer, pretrain, sft, rl, eval or release.
+        The last stage to do: text, tokenizer, pretrain, sft, (expert,) rl, eval or release.
     out
         The run folder (default: runs/NAME).
     seed

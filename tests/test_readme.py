@@ -156,7 +156,9 @@ def test_command_of_the_readme(command: str, home: Path, shell: dict[str, str]) 
         ["/bin/sh", "-c", command], cwd=home, env=shell, input="Hi\n/help\n/quit\n",
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    # A random model may use up its context before it begins to answer.
+    cut_off = "ayllu run" in command and "cut off before it began" in done.stderr
+    assert done.returncode == (1 if cut_off else 0), done.stderr
     if "--json" in command:
         assert {"answer", "reasoning", "calls", "finish_reason"} <= json.loads(done.stdout).keys()
     if "--until" in command:
