@@ -66,7 +66,7 @@ def number(text: str, *, comma: bool = False) -> str | None:
 
 def last_number(text: str, *, comma: bool = False) -> str | None:
     """The last number of a text, as `number` spells it."""
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(text.replace("−", "-"))
     if not found:
         return None
     last = found[-1]

@@ -92,7 +92,7 @@ def examine(
     progress: Progress,
 ) -> dict[str, Any]:
     """A result of one official set (JSON values). Errors: those of `with_shots`, RefusedError."""
-    wanted = settings.examples(task.shots, examinee.continues) if task.form in _SHOWN else 0
+    wanted = settings.examples(task.shots, examinee.continues) if task.form in SHOWN else 0
     rows, shots = with_shots(task, data, rows, wanted, settings.seed)
     rows = choose(rows, settings.n, task.name, settings.seed)
     progress.start(len(rows), "rows")
@@ -163,7 +163,7 @@ _FORMS: dict[str, Callable[[_Exam], dict[str, Any]]] = {
     "program": _programs,
     "bits": _texts,
 }
-_SHOWN = ("choice", "mass", "answer")  # forms that have worked examples
+SHOWN = ("choice", "mass", "answer")  # forms that have worked examples
 _LETTERS = "a turn of the user's with lettered options; likelihood of each letter as the answer's beginning"
 _CONVERSED = {  # the protocol with a model that converses
     "choice": _LETTERS,

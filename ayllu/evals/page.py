@@ -19,9 +19,7 @@ def line(result: Mapping[str, Any]) -> str:
 
 def page(made: Mapping[str, Any]) -> str:
     """The results as a table, and below it what doesn't fit into one."""
-    rows: list[tuple[str, ...]] = [
-        ("task", "n", "score", "95 % interval", "lenient", "chance", "maj@k", "pass@k")
-    ]
+    rows: list[tuple[str, ...]] = [HEAD]
     notes: list[str] = []
     for result in made["results"].values():
         rows.append(_row(result))

@@ -45,7 +45,8 @@ def read_rows(file: Path) -> Iterator[tuple[int, Any]]:
                 tabs = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
                 cells = tabs if form == ".tsv" else csv.reader(text)
                 for row in cells:
-                    yield line, row
+                    if row:  # no empty line
+                        yield line, row
                     line = cells.line_num + 1
     # ValueError: no JSON, no UTF-8. RecursionError: endless nesting.
     except (ValueError, csv.Error, lzma.LZMAError, EOFError, RecursionError) as error:

@@ -248,7 +248,9 @@ class Subject:
 
 
 def _params(sampling: Sampling, key: str, room: int) -> SamplingParams:
-    """With a seed of its own for each row, whichever others are asked, and no more tokens than fit."""
+    """With a seed of its own for each row, and no more tokens than fit. A model that continues texts draws
+    the same whichever other rows are asked; the tool-use loop adds an answer's place among all to the seed.
+    """
     digest = hashlib.blake2b(f"{sampling.seed}/{key}".encode(), digest_size=8).digest()
     return SamplingParams(
         max_tokens=min(sampling.max_tokens, room),

@@ -35,6 +35,11 @@ def test_whole_numbers_stay_what_they_are(value):
     assert last_number(f"Es sind {f'{value:,}'.replace(',', '.')} Stück.", comma=True) == str(value)
 
 
+def test_the_last_number_keeps_its_sign():
+    assert last_number("It is −5.") == last_number("It is -5.") == "-5"
+    assert last_number("12−5") == last_number("12-5") == "5"
+
+
 @given(st.text(max_size=60))
 def test_no_text_is_too_odd(text):
     for continues in (True, False):

@@ -216,6 +216,20 @@ def test_data_that_is_not_there():
         evaluate_model(STORIES, [RESAMPLED.family], quiet=True)
 
 
+def test_examples_that_are_not_there_are_missed_before_the_model_is_loaded(data, tmp_path):
+    for name in ("gsm8k", "mmlu", "nq_open"):
+        with pytest.raises(UsageError, match="--shots 99"):
+            find_tasks([name], data, ExamSettings(shots=99))
+    with pytest.raises(BadFileError, match="fewer than 4 examples"):
+        find_tasks(["bbh"], data, ExamSettings(shots=4))
+    shutil.copytree(data, tmp_path / "sets")
+    (tmp_path / "sets/gsm8k/train.jsonl").write_text('{"question": "How many?", "answer": "no mark"}')
+    with pytest.raises(BadFileError, match=r"train\.jsonl, line 1"):
+        find_tasks(["gsm8k"], tmp_path / "sets", ExamSettings())
+    assert find_tasks(["gsm8k"], tmp_path / "sets", ExamSettings(shots=0))
+    assert find_tasks(["humaneval"], data, ExamSettings(shots=99))  # has none
+
+
 def call(*words):
     with pytest.raises(SystemExit) as ended:
         cli.main(list(words))

@@ -153,5 +153,5 @@ def test_a_file_packed_or_not(data, tmp_path):
         (2, ["two\nlines", "2"]),
         (4, ["last", "3"]),
     ]
-    (tmp_path / "x.tsv").write_text('"quoted\t5\n')
-    assert list(read_rows(tmp_path / "x.tsv")) == [(1, ['"quoted', "5"])]
+    (tmp_path / "x.tsv").write_text('"quoted\t5\n\nlast\t6\n\n')
+    assert list(read_rows(tmp_path / "x.tsv")) == [(1, ['"quoted', "5"]), (3, ["last", "6"])]
