@@ -7,7 +7,6 @@ off have no vote.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
@@ -16,6 +15,8 @@ from ayllu.engine.request import SamplingParams
 from ayllu.reason.loop import Answer, Generator, answer_batch
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.tools.tool import Toolbox
+
+_MOST_DIGITS = 1000  # spelt out: 1e999999999 would take a gigabyte
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def canonical(text: str) -> str:
         value = Decimal(digits)
     except InvalidOperation:
         return plain.casefold()
-    if not value.is_finite():
+    if not value.is_finite() or abs(value.adjusted()) > _MOST_DIGITS:
         return plain.casefold()
     if not value:
         return "0"
@@ -86,10 +87,3 @@ def self_consistent(
     assert k > 0
     answers = answer_batch(engine, chat, [transcript] * k, toolbox, replace(params, n=1, best_of=None))
     return majority(chat, answers)
-
-
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The chance that of k answers, drawn from `samples` of which `right` are right, one is right:
-    1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, section 2.1)."""
-    assert 0 <= right <= samples and 1 <= k <= samples
-    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)

@@ -1,6 +1,4 @@
-"""Votes: canonical answers, ties, answers that were cut off; pass@k by counting."""
-
-import itertools
+"""Votes: canonical answers, ties, answers that were cut off."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +8,7 @@ from ayllu.engine.request import SamplingParams
 from ayllu.reason import vote as module
 from ayllu.reason.loop import Answer
 from ayllu.reason.transcript import Chat, Kind
-from ayllu.reason.vote import canonical, majority, pass_at_k, self_consistent, winner
+from ayllu.reason.vote import canonical, majority, self_consistent, winner
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.tools.tool import Toolbox
 
@@ -37,6 +35,9 @@ CHAT = Chat(train_tokenizer(iter(["What is 12 + 30? The answer is 1,250.00 or no
         ("(63-17)+4", "(63-17)+4"),
         ("NaN", "nan"),
         ("Infinity", "infinity"),
+        ("1e3", "1000"),
+        ("1E999999999", "1e999999999"),  # not spelt out
+        ("-1e-999999999", "-1e-999999999"),
         ("", ""),
     ],
 )
@@ -82,11 +83,3 @@ def test_one_question_is_asked_k_times(monkeypatch):
     found = self_consistent(None, CHAT, CHAT.start("?"), Toolbox(), params, 3)
     assert asked["n"] == 3 and asked["params"].n == 1 and asked["params"].seed == 3
     assert found is not None and found.votes == 2 and CHAT.answer(found.answer.transcript) == "2"
-
-
-@given(st.integers(1, 8), st.data())
-def test_pass_at_k_counts_subsets(samples, data):
-    right, k = data.draw(st.integers(0, samples)), data.draw(st.integers(1, samples))
-    subsets = list(itertools.combinations(range(samples), k))
-    hits = sum(any(n < right for n in subset) for subset in subsets)
-    assert pass_at_k(samples, right, k) == pytest.approx(hits / len(subsets))
