@@ -72,16 +72,18 @@ class ExpertSettings:
 def expert(context: StageContext, settings: ExpertSettings, practice: SftSettings) -> dict[str, Any]:
     """Sample from the SFT model, keep what is right, learn it; writes `model/`.
 
-    TrainingStoppedError when no solution at all was right.
+    Solutions longer than a row are left out. TrainingStoppedError when no solution is left.
     """
     tokenizer = Tokenizer.load(context.inputs["tokenizer"])
     chat = Chat(tokenizer)
     model = trainable(load_model(context.inputs["sft"] / "model", device=context.device))
     read_given(context, practice)
     kept, counts = solutions(context, settings, practice, chat)
+    kept = [transcript for transcript in kept if len(transcript.ids()) - 1 <= settings.length]
     if not kept:
         raise TrainingStoppedError(
-            "none of the sampled solutions was right: there is nothing to learn from",
+            f"none of the sampled solutions was right and fits into {settings.length} tokens: "
+            "there is nothing to learn from",
             fix="give the model more SFT, or choose easier families for [expert]",
         )
     optimizer = Optimizer(

@@ -92,8 +92,9 @@ def train_verifier(
 ) -> list[dict[str, Any]]:
     """Fine-tune backbone and head in place with AdamW -> {loss, accuracy} of each step (of tokens).
 
-    TrainingStoppedError when the solutions are all right or all wrong.
+    Solutions longer than a row are left out. TrainingStoppedError when the others are all right or all wrong.
     """
+    solutions = [solution for solution in solutions if len(solution.transcript.ids()) - 1 <= length]
     if len({solution.right for solution in solutions}) < 2:
         raise TrainingStoppedError(
             "the sampled solutions are all right or all wrong: there is nothing to tell apart",

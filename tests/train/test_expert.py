@@ -142,8 +142,15 @@ def test_a_damaged_portion_is_sampled_again(inputs: dict[str, Path], tmp_path: P
 
 def test_without_a_right_solution_it_says_so(inputs: dict[str, Path], tmp_path: Path) -> None:
     settings = replace(SETTINGS, problems=2)
-    with pytest.raises(TrainingStoppedError, match="none of the sampled solutions was right"):
+    with pytest.raises(TrainingStoppedError, match="solutions was right and fits into 128 tokens"):
         module.expert(context(tmp_path / "wrong", inputs), settings, PRACTICE)
+
+
+@pytest.mark.usefixtures("solver")
+def test_solutions_longer_than_a_row_are_left_out(inputs: dict[str, Path], tmp_path: Path) -> None:
+    settings = replace(SETTINGS, problems=2, length=8, share=1.0)
+    with pytest.raises(TrainingStoppedError, match="fits into 8 tokens"):
+        module.expert(context(tmp_path / "long", inputs), settings, PRACTICE)
 
 
 def test_kept_solutions_take_their_share_of_the_batches() -> None:

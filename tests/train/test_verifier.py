@@ -104,6 +104,9 @@ def test_nothing_to_tell_apart_is_said() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(TrainingStoppedError, match="nothing to tell apart"):
         train_verifier(verifier, [solution(rng, True)] * 4, steps=1)
+    both = [solution(rng, right) for right in (True, False)]
+    with pytest.raises(TrainingStoppedError, match="nothing to tell apart"):  # none fits into a row
+        train_verifier(verifier, both, steps=1, length=8)
 
 
 def test_solutions_come_from_several_temperatures_and_mostly_from_mixed_problems(
