@@ -1,6 +1,6 @@
 """Is greedy text the same alone, in a batch of 64, and after a prefix hit? `python bench/same_text.py`
 
-1,000 prompts of 1 to 160 tokens, a third of which begin alike, are continued greedily in five ways by the
+1,000 prompts of 2 to 160 tokens, a third of which begin alike, are continued greedily in five ways by the
 native executor: each alone; 64 at a time, with prompts read in small pieces beside others that decode; alone
 and 64 at a time with all full blocks of the prompt taken from the cache; and, with --disk, in a new engine
 from the cache on disk. A prompt counts as the same when the token ids and the log-probabilities (bit for bit)

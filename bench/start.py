@@ -172,7 +172,8 @@ def restart(folder: Path, runs: int, length: int, vocab_size: int, cache: Path) 
 
 def memory(folder: Path, packed_bytes: int, vocab_size: int) -> dict[str, Any]:
     """See above."""
-    ids = [random.Random(2).randrange(vocab_size) for _ in range(512)]
+    rng = random.Random(2)
+    ids = [rng.randrange(vocab_size) for _ in range(512)]
     said = run(folder, ids=ids, tokens=64, size=64 << 20)
     over = said["peak"] - packed_bytes - said["cache"]
     return {
