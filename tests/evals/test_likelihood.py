@@ -67,7 +67,7 @@ def test_a_long_context_is_read_once_for_all_ways(engine):
     before = engine.stats().prefilled
     log_probabilities(engine, [pairs])
     read = engine.stats().prefilled - before
-    assert read < 2 * len(pairs[0].context) < sum(len(p.context) + len(p.continuation) for p in pairs)
+    assert read < 3 * len(pairs[0].context) < sum(len(p.context) + len(p.continuation) for p in pairs)
 
 
 def test_groups_keep_their_order(engine):
