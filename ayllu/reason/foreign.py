@@ -168,13 +168,20 @@ class TemplateChat:
         """The assistant's last turn as an OpenAI message (content, reasoning_content, tool_calls)."""
         thoughts = [self.text(span) for span in transcript.latest if span.kind == Kind.THINK]
         before = len(transcript.messages) if isinstance(transcript, Conversation) else 0
+        heard = self.calls(transcript)
+        usual = [self.form.call_id(f"{call_ids}_{before}_{number}") for number in range(len(heard))]
+        ids = [
+            self.form.call_id(call.id) if call.id else made for call, made in zip(heard, usual, strict=True)
+        ]
+        if len(set(ids)) < len(ids):  # a model may give the same id twice
+            ids = usual
         calls = [
             {
-                "id": self.form.call_id(call.id or f"{call_ids}_{before}_{number}"),
+                "id": number,
                 "type": "function",
                 "function": {"name": call.name or "unknown", "arguments": call.arguments},
             }
-            for number, call in enumerate(self.calls(transcript))
+            for number, call in zip(ids, heard, strict=True)
         ]
         message: dict[str, Any] = {"role": "assistant", "content": self.answer(transcript)}
         message["content"] = message["content"] or (None if calls else "")

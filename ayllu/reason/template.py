@@ -34,6 +34,7 @@ from ayllu.errors import ModelFileDamagedError, RequestError
 from ayllu.reason.formats import format_of
 from ayllu.text.tokenizer import Tokenizer
 from ayllu.text.vocabularies.conventions import read_object, token_name
+from ayllu.tools.tool import whole as without_halves
 
 SECONDS = 2.0  # of processor time for one rendering
 MEMORY = 256 << 20
@@ -42,6 +43,7 @@ MAX_SOURCE = 1 << 20
 OPTIONS = frozenset({"enable_thinking", "thinking"})  # what a request may pass to a template
 
 _WORKER = Path(__file__).with_name("template_worker.py")
+_WHITE = re.compile(r"(?:\s|\\+(?:[nrtf]|u00[01][0-9a-f]))*")  # as it is, or as JSON escapes it
 _PRIVATE = range(0xF0000, 0xFFFFE)  # Unicode's first supplementary private-use plane
 
 
@@ -216,7 +218,7 @@ class ChatTemplate:
         """
         if unknown := set(options or {}) - OPTIONS:
             raise RequestError(f"the option {min(unknown)!r} is not one of {', '.join(sorted(OPTIONS))}")
-        given = {"messages": messages, "tools": tools}
+        given = _mapped({"messages": messages, "tools": tools}, without_halves)
         around = {
             **self.special,
             **(options or {}),
@@ -262,10 +264,10 @@ class ChatTemplate:
     def _runs(self, text: str, disguise: _Disguise) -> tuple[Run, ...]:
         """A text in disguise, cut at control tokens: those are names outside the disguise."""
         runs: list[Run] = []
-        at, first = 0, True
+        at, first, marked = 0, True, disguise.marked(text)
         while True:
             found = self._names.search(text, at)
-            while found and disguise.marked(text, found.start()):
+            while found and found.start() in marked:
                 found = self._names.search(text, found.start() + 1)
             part, typed = disguise.known(text[at : found.start() if found else len(text)], self._looked_for)
             if part:
@@ -309,28 +311,32 @@ class _Disguise:
         until = 0
         for at, char in enumerate(text):
             if char == self.mark:
-                rest = text[at + 1 :].lstrip()
-                until = len(text) - len(rest) + next((len(n) for n in names if rest.startswith(n)), 0)
+                begin = self.named(text, at)
+                until = begin + next((len(n) for n in names if text.startswith(n, begin)), 0)
                 continue
             worn = self._off.get(ord(char))
             plain.append(char if worn is None else worn)
             typed.append(worn is not None or at < until)
         return "".join(plain), bytes(typed)
 
-    def marked(self, text: str, at: int) -> bool:
-        """Whether what stands at `at` was marked as a person's."""
-        while at and text[at - 1].isspace():
-            at -= 1
-        return at > 0 and text[at - 1] == self.mark
+    def named(self, text: str, at: int) -> int:
+        """Where the name of the mark at `at` begins: behind white space, also as JSON escapes it."""
+        found = _WHITE.match(text, at + 1)
+        return found.end() if found else at + 1
+
+    def marked(self, text: str) -> set[int]:
+        """Where names begin that were marked as a person's."""
+        return {self.named(text, at) for at, char in enumerate(text) if char == self.mark}
 
 
 def _mapped(value: Any, change: Callable[[str], str], key: str = "") -> Any:
-    """`value` with all texts in it changed, but for roles and types, which the program chooses.
+    """`value` with all texts in it changed, but for roles and types that are plain words.
 
-    Keys are changed where they are no plain words: a tool's arguments have names that a person chose.
+    Keys are changed where they are no plain words: a tool's arguments have names that a person chose. They
+    may be called role or type, too, and hold any text.
     """
     if isinstance(value, str):
-        return value if key in ("role", "type") else change(value)
+        return value if key in ("role", "type") and value.isidentifier() else change(value)
     if isinstance(value, dict):
         return {
             name if name.isidentifier() else change(name): _mapped(inner, change, name)

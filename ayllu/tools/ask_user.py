@@ -40,4 +40,5 @@ def ask_user_tool(ask: Callable[[str], str | None] | None = None) -> Tool:
         run=run,
         varies=True,
         ends_turn=ask is None,
+        asks=ask is not None,
     )

@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ayllu.errors import RequestError
-from ayllu.tools.tool import Result, Toolbox
+from ayllu.tools.tool import Result, Toolbox, whole
 
 MAX_CALLS = 8
 AGAIN = "\n(the same call as before, with the result from then)"
@@ -36,7 +36,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Record:
-    """A call and what came of it. `seconds` is how long it took."""
+    """A call and what came of it. `seconds` is how long it took, without a user's time for an answer."""
 
     name: str
     arguments: str
@@ -93,7 +93,12 @@ class Session:
             result = Result(False, f"error: {error}", valid=False)
         else:
             result = self._run(name, arguments)
-        took = self.clock() - begun
+        result = replace(result, text=whole(result.text), told=whole(result.told))
+        tool = self.toolbox.by_name.get(name)
+        if self._recorded is not None:
+            took = self._recorded[self.calls].seconds  # so that a limit is met where it was met then
+        else:
+            took = 0.0 if tool is not None and tool.asks else self.clock() - begun
         self.spent += took
         outcome = (result.ok, result.text, result.valid, result.told)
         self.records.append(Record(name, arguments, *outcome, seconds=took))

@@ -47,6 +47,7 @@ class Tool:
     `changes_something` marks tools that act on the world; a Toolbox runs them only when confirmed.
     `varies`: the same call may give something else the next time (a clock, a program with files).
     `ends_turn`: the text is for the user, whose turn it is then; the model reads WAITING.
+    `asks`: it waits for the user to answer, however long that takes; no time limit is put on it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Tool:
     seconds: float | None = None
     varies: bool = False
     ends_turn: bool = False
+    asks: bool = False
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -149,6 +151,11 @@ def cut(text: str, limit: int) -> str:
     return text[: limit - tail] + mark + (text[-tail:] if tail else "")
 
 
+def whole(text: str) -> str:
+    """`text` with a ? for each half character (a lone surrogate): JSON can write it, no vocabulary has it."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
@@ -186,7 +193,7 @@ class Toolbox:
     def run(self, name: str, arguments: str, *, seconds: float | None = None) -> Result:
         """Run one call given its name and its arguments as JSON text. Never raises for a bad call.
 
-        `seconds`: a time limit beside the tool's own.
+        `seconds`: a time limit beside the tool's own; none of them holds for a tool that `asks`.
         """
         tool = self.by_name.get(name)
         if tool is None:
@@ -202,7 +209,7 @@ class Toolbox:
             return Result(False, f"error: {why}", valid=False)
         if tool.changes_something and not (self.confirm and self.confirm(tool, values)):
             return Result(False, f"error: {name} was not confirmed by the user")
-        limits = [limit for limit in (tool.seconds, seconds) if limit is not None]
+        limits = [limit for limit in (tool.seconds, seconds) if limit is not None and not tool.asks]
         result = _timed(tool, values, min(limits)) if limits else _run(tool, values)
         text = cut(result.text, self.result_limit)
         return Result(True, WAITING, told=text) if tool.ends_turn and result.ok else Result(result.ok, text)

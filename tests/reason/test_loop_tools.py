@@ -18,7 +18,8 @@ from ayllu.reason.transcript import Chat, Kind, call_text
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.tools.ask_user import ask_user_tool
 from ayllu.tools.calculator import CALCULATOR
-from ayllu.tools.session import AGAIN, Rules, from_json, to_json
+from ayllu.tools.clock import clock_tool
+from ayllu.tools.session import AGAIN, Rules, Session, from_json, to_json
 from ayllu.tools.tool import WAITING, Tool, Toolbox
 
 CHAT = Chat(train_tokenizer(iter(['What is 12 + 3? calculator {"expression":"12+3"} pick {"n":1}']), 300))
@@ -160,6 +161,26 @@ def test_calls_and_their_time_are_limited():
     assert results == ["error: slow took longer than 0.05 s"]
 
 
+def test_a_user_may_take_long_to_answer():
+    """And the wait is no tool's: what is left for the others stays as it was."""
+    threads = []
+    box = Toolbox([ask_user_tool(lambda _: threads.append(threading.current_thread()) or "red"), counting()])
+    minutes = itertools.count()
+    rules = Rules(seconds=60.0, call_seconds=60.0)
+    session = Session(box, rules, clock=lambda: 60.0 * next(minutes))
+    assert session.run("ask_user", '{"question":"Which?"}').text == "red"
+    assert threads == [threading.current_thread()], "nobody waits for it with a timer"
+    assert session.run("count", "{}").text == "1" and session.records[0].seconds == 0.0
+    assert "used up" in session.run("count", "{}").text
+
+
+def test_half_a_character_is_an_error_for_the_model():
+    """JSON can write one, and what a tool says of it goes back into the conversation."""
+    for call in ('clock {"zone":"\\ud800"}', 'clock {"\\ud800":"1"}'):
+        answer, (result,), _ = run(call, box=Toolbox([clock_tool()]))
+        assert result.startswith("error: ") and "?" in result and answer.finish_reason == "stop"
+
+
 def test_a_question_ends_the_turn_and_the_answer_is_the_next_message():
     box = Toolbox([ask_user_tool()])
     answer, results, events = run('ask_user {"question":"Which one?"}', box=box)
@@ -191,6 +212,17 @@ def test_a_turn_is_replayed_from_its_records(model):
         assert turn(seed).transcript != first.transcript, "the tool counts on"
         again = turn(seed, recorded=trace)
         assert again == first
+
+
+def test_a_turn_that_ran_out_of_time_is_replayed():
+    box, rules = Toolbox([counting()]), Rules(seconds=60.0)
+    minutes = itertools.count()
+    session = Session(box, rules, clock=lambda: 60.0 * next(minutes))
+    calls = [("count", '{"a":"x"}'), ("count", '{"a":"y"}')]
+    first = [session.run(*call) for call in calls]
+    assert [result.text for result in first] == ["1", "error: all 60 s for calls are used up"]
+    again = Session(Toolbox(), rules, recorded=from_json(json.loads(json.dumps(to_json(session.records)))))
+    assert [again.run(*call) for call in calls] == first
 
 
 def test_another_turn_is_not_replayed():

@@ -54,7 +54,7 @@ class Format:
     `read` cuts the inside of a call into calls, or raises UnreadableError. `bare`: a turn that begins
     with a brace may be a call without a mark. `roles` are the names in turn heads; a head ends at its
     HEAD_END mark or at `head_ends`, a sign. `begins`: the kind of what stands before the first mark.
-    `call_id` makes an id of the form that the templates want. `reasons`: a thought's marks may stand.
+    `call_id` makes an id of the form that the templates want.
     """
 
     name: str

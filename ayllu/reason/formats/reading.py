@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from ayllu.reason.formats.form import Does, Format, Mark, UnreadableError
 from ayllu.reason.transcript import Heard, Kind
+from ayllu.tools.tool import whole as without_halves
 
 _CALL_KEYS = ('"name"', '"type"', '"function"', '"parameters"', '"arguments"', '"id"')
 _SAMPLED = (Kind.THINK, Kind.CALL)  # kinds that marks may open in a model's own turn
@@ -302,7 +303,10 @@ class Machine:
         piece = self._piece
         assert piece is not None
         try:
-            piece.calls = tuple(self.form.read(self._inside))
+            piece.calls = tuple(
+                Heard(*map(without_halves, (call.name, call.arguments, call.id, call.error)))
+                for call in self.form.read(self._inside)
+            )
             piece.whole = True
         except UnreadableError as error:
             if self._unmarked:
