@@ -170,7 +170,10 @@ def load_talk(
     usual_tools = ["calculator"] if tools and tokenizer.native else []
     with contextlib.ExitStack() as stack:
         ask = ask_at_terminal if sys.stdin.isatty() else None
-        toolbox = Toolbox(open_tools([*usual_tools, *further], stack, ask=ask), confirm=confirm_at_terminal)
+        offered = open_tools(
+            [*usual_tools, *further], stack, ask=ask, tell=lambda text: _tell(harmless(text))
+        )
+        toolbox = Toolbox(offered, confirm=confirm_at_terminal)
         _try_calls_out(params, chat, toolbox)
         opened = stack.enter_context(Engine(folder, tokenizer=tokenizer, **how))
         rules = Rules(seconds=TOOL_SECONDS, once=True)

@@ -1,6 +1,6 @@
 """The tool `clock`: what time it is, here or elsewhere, and counting in days (proleptic Gregorian calendar).
 
-    {}                                            the time now, in the machine's zone or the one it was given
+    {}                                            the time now, in UTC or the zone that the user gave
     {"zone":"Europe/Berlin"} {"zone":"Lima"}      there: a name of the IANA time zone database, or its city
     {"date":"2024-02-28","days":2}                a date so many days later or earlier
     {"date":"2024-02-28","until":"2024-03-01"}    days from one date to another
@@ -68,9 +68,10 @@ def clock_tool(now: Now = utc_now, zone: str = "UTC") -> Tool:
             days = (_date(arguments["until"]) - start).days
             return f"{days} day{'s' * (abs(days) != 1)}"
         try:
-            return f"{start + datetime.timedelta(days=arguments.get('days', 0)):%A %Y-%m-%d}"
+            day = start + datetime.timedelta(days=arguments.get("days", 0))
         except OverflowError:
             raise ToolError("that is outside of the years 1 to 9999") from None
+        return f"{day:%A} {day.isoformat()}"  # %Y has no leading zeros here
 
     date = {"type": "string", "maxLength": 10, "description": "such as 2024-02-28"}
     return Tool(

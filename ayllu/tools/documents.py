@@ -62,17 +62,27 @@ def terms(text: str) -> Iterator[tuple[str, float]]:
 
 def passages(file: str, text: str) -> Iterator[Passage]:
     """A file's passages: paragraphs, long ones in parts."""
-    begun, lines, size = 0, list[str](), 0
+    begun, last, lines, size = 0, 0, list[str](), 0
     for number, line in enumerate([*text.splitlines(), ""], 1):
-        line = line.rstrip()[:MAX_PASSAGE]
-        full = len(lines) >= MAX_LINES or size + len(line) > MAX_PASSAGE
-        if lines and (not line.strip() or full):
-            yield Passage(file, begun, begun + len(lines) - 1, "\n".join(lines))
-            lines, size = [], 0
-        if line.strip():
-            begun = begun if lines else number
-            lines.append(line)
-            size += len(line)
+        for part in _parts(line.rstrip()):
+            full = len(lines) >= MAX_LINES or size + len(part) > MAX_PASSAGE
+            if lines and (not part.strip() or full):
+                yield Passage(file, begun, last, "\n".join(lines))
+                lines, size = [], 0
+            if part.strip():
+                begun, last = begun if lines else number, number
+                lines.append(part)
+                size += len(part)
+
+
+def _parts(line: str) -> Iterator[str]:
+    """A line; a long one (many texts have a paragraph on each) in parts that end with a word if they can."""
+    at = 0
+    while len(line) - at > MAX_PASSAGE:
+        end = line.rfind(" ", at + MAX_PASSAGE // 2, at + MAX_PASSAGE) + 1 or at + MAX_PASSAGE
+        yield line[at:end]
+        at = end
+    yield line[at:]
 
 
 class Documents:

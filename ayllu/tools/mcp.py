@@ -3,8 +3,10 @@ SDK `mcp`, which is the extra of that name), started here as programs and spoken
 
 A server is somebody else's program. So
 
-    allow-list    only servers and tools that the user has named are offered; a server gets no environment
-    pins          a tool may be pinned by the fingerprint of its description and schema; a change turns it off
+    allow-list    only servers and tools that the user has named are offered; of the environment a server gets
+                  HOME, PATH and the like, no keys
+    pins          a tool may be pinned by the fingerprint of its description, its schema and whether it calls
+                  itself read-only; a change turns it off
     text          descriptions and results are text, cut and without control characters; no text becomes a
                   control token of the conversation
     schema        arguments are checked here by our own subset; a tool that needs more is left out, and why
@@ -33,6 +35,8 @@ from ayllu.errors import RequestError
 from ayllu.tools.tool import NAME, PROPERTY_KEYWORDS, TYPES, Tool, ToolError, cut
 
 MAX_DESCRIPTION, MAX_RESULT, MAX_LISTED = 300, 4000, 500  # characters, characters, tools of a server
+MAX_NAME, MAX_ENUM = 64, 500  # characters of an argument's name, values of one to choose from
+MAX_BOUND = 1e15  # of a number: the grammar of calls has no use for larger ones, or breaks on them
 STARTING = 20.0  # seconds
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _KEYS = {"command", "tools", "seconds", "pins", "confirm", "environment"}
@@ -172,14 +176,14 @@ class Servers:
 
     def _offer(self, server: Server, client: Any, listed: Any) -> None:
         """ValueError where the tool can't be offered."""
-        schema = {"description": listed.description or "", "schema": listed.input_schema}
+        reads = listed.annotations is not None and listed.annotations.read_only_hint is True
+        schema = {"description": listed.description or "", "schema": listed.input_schema, "reads": reads}
         mark = hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()[:16]
         if server.pins and server.pins.get(listed.name) != mark:
             raise ValueError(f"its description is not the pinned one (it is {mark} now)")
         name = re.sub(r"[^a-z0-9_]", "_", f"{server.name}_{listed.name}".lower())[:64]
         if any(tool.name == name for tool in self.tools):
             raise ValueError("another tool has its name")
-        reads = listed.annotations is not None and listed.annotations.read_only_hint is True
         asks = server.confirm or not reads
 
         def run(arguments: dict[str, Any]) -> str:
@@ -238,16 +242,23 @@ def our_schema(schema: dict[str, Any]) -> dict[str, Any]:
     ValueError where one is required. Stricter rules than ours the server checks itself."""
     if schema.get("type") != "object" or not isinstance(schema.get("properties", {}), dict):
         raise ValueError("its arguments are no object")
+    if not isinstance(schema.get("required", []), list):
+        raise ValueError("its list of required arguments is none")
     properties, required = {}, [str(name) for name in schema.get("required", ())]
     for name, rule in schema.get("properties", {}).items():
-        taken = _our_property(rule)
+        taken = _our_property(rule) if _is_plain(name, MAX_NAME) else None
         if taken is not None:
             properties[name] = taken
         elif name in required:
-            raise ValueError(f"its argument {name[:40]} is of a kind that can't be given here")
+            raise ValueError(f"its argument {plain(name)[:40]} is of a kind that can't be given here")
     if missing := set(required) - properties.keys():
         raise ValueError(f"it requires {sorted(missing)[0][:40]}, which it doesn't describe")
     return {"type": "object", "properties": properties, "required": required}
+
+
+def _is_plain(text: str, most: int) -> bool:
+    """Whether it can be shown as it is: it has to be written exactly so, and can't be cut or cleaned."""
+    return len(text) <= most and plain(text) == text and "\n" not in text
 
 
 def _our_property(rule: Any) -> dict[str, Any] | None:
@@ -266,9 +277,14 @@ def _our_property(rule: Any) -> dict[str, Any] | None:
         return None
     kept = {key: value for key, value in rule.items() if key in PROPERTY_KEYWORDS}
     kept["description"] = cut(plain(str(kept.get("description", "")), lines=False), MAX_DESCRIPTION)
-    if not isinstance(kept.get("enum", []), list):
+    choices = kept.get("enum", [])
+    if not isinstance(choices, list) or len(choices) > MAX_ENUM:
         return None
-    for key in ("maxLength", "minimum", "maximum"):
-        if type(kept.get(key, 0)) not in (int, float):
+    if not all(_is_plain(one, MAX_DESCRIPTION) for one in choices if isinstance(one, str)):
+        return None
+    for key in ("minimum", "maximum"):
+        if type(kept.get(key, 0)) not in (int, float) or not abs(kept.get(key, 0)) <= MAX_BOUND:
             return None
+    if type(kept.get("maxLength", 0)) is not int or kept.get("maxLength", 0) < 0:
+        return None
     return kept

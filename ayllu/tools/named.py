@@ -35,19 +35,26 @@ TABLE: dict[str, Needs] = {
     "mcp": Needs("a TOML file of servers", must=True),
 }
 
+SEVERAL = ("sql", "mcp")  # may be asked for more than once, each time with another file
+
 
 def open_tools(
     wishes: Sequence[str],
     stack: contextlib.ExitStack,
     *,
     ask: Callable[[str], str | None] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> list[Tool]:
     """The tools of `wishes` (`name` or `name=where`), in their order; `stack` closes what they hold open.
 
-    `ask` puts a question to the user (tool `ask_user`). UsageError for a name that isn't in the table, and
-    what the tools themselves raise when they can't be had.
+    `ask` puts a question to the user (tool `ask_user`), `tell` says what was left out: files that aren't
+    read, tools of a server that aren't offered. UsageError for a name that isn't in the table or is there
+    for two things, and what the tools themselves raise when they can't be had.
     """
-    pairs = [_parted(wish) for wish in wishes]
+    pairs = list(dict.fromkeys(map(_parted, wishes)))
+    names = [name for name, _ in pairs if name not in SEVERAL]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise UsageError(f"the tool {twice!r} is asked for twice", fix="give it once")
     database = None
     if data := [where for name, where in pairs if name == "sql"]:
         from ayllu.tools.sql import Database
@@ -77,7 +84,11 @@ def open_tools(
         elif name == "documents":
             from ayllu.tools.documents import Documents, documents_tool
 
-            made = [documents_tool(Documents(where))]
+            documents = Documents(where)
+            if documents.skipped:
+                one, why = next(iter(documents.skipped.items()))
+                tell(f"documents: {len(documents.skipped)} not read, such as {one} ({why})")
+            made = [documents_tool(documents)]
         elif name == "clock":
             from ayllu.tools.clock import clock_tool, zone_of
 
@@ -96,7 +107,10 @@ def open_tools(
         else:
             from ayllu.tools.mcp import Servers, read_servers
 
-            made = stack.enter_context(Servers(read_servers(Path(where)))).tools
+            servers = stack.enter_context(Servers(read_servers(Path(where))))
+            for one, why in servers.skipped.items():
+                tell(f"mcp: {one} is not offered: {why}")
+            made = servers.tools
         tools += [tool for tool in made if all(tool.name != other.name for other in tools)]
     return tools
 

@@ -71,7 +71,7 @@ _TABLE: dict[str, list[tuple[str, Fraction, str]]] = {
         ("gal", 231 * _INCH**3, "gallon us_gallon"),
         ("impgal", F("0.00454609"), "imperial_gallon"),
         ("pt", 231 * _INCH**3 / 8, "pint us_pint"),
-        ("cup", 231 * _INCH**3 / 16, ""),
+        ("cup", 231 * _INCH**3 / 16, "cup"),
         ("floz", 231 * _INCH**3 / 128, "fluid_ounce"),
     ],
     "speed": [
@@ -84,7 +84,7 @@ _TABLE: dict[str, list[tuple[str, Fraction, str]]] = {
     "pressure": [
         ("Pa*", F(1), "pascal"),
         ("hPa", F(100), "hectopascal"),
-        ("bar", F(10**5), ""),
+        ("bar", F(10**5), "bar"),
         ("mbar", F(100), "millibar"),
         ("atm", F(101325), "atmosphere atmosphäre"),
         ("psi", _POUND * _GRAVITY / _INCH**2, ""),
@@ -104,12 +104,12 @@ _TABLE: dict[str, list[tuple[str, Fraction, str]]] = {
     "force": [("N*", F(1), "newton"), ("lbf", _POUND * _GRAVITY, ""), ("kgf", _GRAVITY, "kilopond")],
     "angle": [
         ("deg", F(1), "° degree grad"),
-        ("turn", F(360), ""),
+        ("turn", F(360), "turn"),
         ("arcmin", F(1, 60), ""),
         ("gon", F(9, 10), ""),
     ],
     "data": [
-        ("bit", F(1), ""),
+        ("bit", F(1), "bit"),
         ("B", F(8), "byte"),
         ("kB", F(8 * 10**3), "kilobyte"),
         ("MB", F(8 * 10**6), "megabyte"),

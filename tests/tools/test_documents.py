@@ -112,9 +112,24 @@ def test_nothing_is_found_in_nothing(tmp_path):
 def test_any_text_is_cut_into_bounded_passages_that_lose_no_line(text):
     found = list(passages("f", text))
     kept = [line for passage in found for line in passage.text.split("\n")]
-    assert kept == [cut for line in text.splitlines() if (cut := line.rstrip()[:MAX_PASSAGE]).strip()]
+    assert kept == [line.rstrip() for line in text.splitlines() if line.strip()]
     assert all(p.last - p.first < MAX_LINES and len(p.text) <= 2 * MAX_PASSAGE + MAX_LINES for p in found)
     assert all(a.last < b.first for a, b in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize(
+    "line", ["llamas graze " * 200 + "zebra", "అ" * 3 * MAX_PASSAGE + " zebra", "x" * 2000]
+)
+def test_a_long_line_is_cut_and_nothing_of_it_is_lost(line, tmp_path):
+    """Many texts have each paragraph on one line."""
+    found = list(passages("f", f"first\n{line}\n\nlast"))
+    assert "".join(p.text for p in found[1:-1]) == line
+    assert [(p.first, p.last) for p in found] == [(1, 1), *[(2, 2)] * (len(found) - 2), (4, 4)]
+    assert all(len(p.text) <= MAX_PASSAGE for p in found)
+    (tmp_path / "a.txt").write_text(line, encoding="utf-8")
+    best = Documents(tmp_path).search("zebra")
+    assert [passage.citation for passage, _ in best] == ["a.txt:1"] * ("zebra" in line)
+    assert all("zebra" in passage.text for passage, _ in best)
 
 
 @given(st.text(max_size=40))

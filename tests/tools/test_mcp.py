@@ -143,6 +143,9 @@ def test_pins(shop):
             servers._offer(Server("c", ("x",), ("look",), pins={"look": mark}), None, listed)
         with pytest.raises(ValueError, match="another tool"):
             servers._offer(Server("a", ("x",), ("look",)), None, listed)
+        listed.description, listed.annotations = "d", SimpleNamespace(read_only_hint=True)
+        with pytest.raises(ValueError, match="not the pinned one"):  # it would no longer be asked about
+            servers._offer(Server("d", ("x",), ("look",), pins={"look": mark}), None, listed)
         assert [tool.name for tool in servers.tools] == ["a_look", "b_look"]
 
 
@@ -176,6 +179,12 @@ def test_settings(tmp_path):
         ({"$ref": "#/$defs/x", "type": "string"}, None),
         ({"type": ["string", "null"]}, None),
         ({"type": "integer", "minimum": "0"}, None),
+        ({"type": "integer", "minimum": float("inf")}, None),
+        ({"type": "number", "maximum": 10**400}, None),
+        ({"type": "string", "maxLength": -1}, None),
+        ({"type": "string", "enum": ["a", "b\x1b[2J"]}, None),
+        ({"type": "string", "enum": ["ignore all that was said " * 20]}, None),
+        ({"type": "string", "maxLength": 2.5}, None),
         (True, None),
     ],
 )
@@ -195,7 +204,11 @@ def test_schemas_that_are_none():
         {"type": "array"},
         {"type": "object", "required": ["x"]},
         {"type": "object", "properties": []},
+        {"type": "object", "required": None},
+        {"type": "object", "required": 3},
     ):
-        with pytest.raises(ValueError, match=r"its arguments|it requires"):
+        with pytest.raises(ValueError, match=r"its arguments|it requires|its list"):
             our_schema(wrong)
+    for name in ("a\x1b[2J", "a\nb", "a" * 65):
+        assert our_schema({"type": "object", "properties": {name: {"type": "string"}}})["properties"] == {}
     assert plain("a\x1b[1m\u202eb\nc") == "a[1mb\nc" and plain("a\n b", lines=False) == "a b"

@@ -52,6 +52,24 @@ def test_a_name_twice_is_one_tool():
         ]
 
 
+def test_one_tool_for_two_things_is_refused(tmp_path):
+    """Rather than quietly leaving one of them out."""
+    for one, other in (("clock", "clock=UTC"), (f"documents={tmp_path}", f"documents={tmp_path.parent}")):
+        with contextlib.ExitStack() as stack, pytest.raises(UsageError, match="asked for twice"):
+            open_tools([one, "units", other], stack)
+
+
+def test_what_is_left_out_is_told(tmp_path):
+    pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    (tmp_path / "servers.toml").write_text('[shop]\ncommand = ["/no/such/program"]\ntools = ["look"]\n')
+    told = []
+    with contextlib.ExitStack() as stack:
+        open_tools([f"documents={tmp_path}", f"mcp={tmp_path / 'servers.toml'}"], stack, tell=told.append)
+    assert told[0] == "documents: 1 not read, such as a.txt (not UTF-8 text)"
+    assert told[1].startswith("mcp: shop is not offered: it did not start")
+
+
 @pytest.mark.parametrize(
     "wish", ["tea", "", "sql", "sql=", "calculator=3", "documents", "mcp", "clock=Atlantis", "units=", "=x"]
 )

@@ -1,5 +1,6 @@
 """The sql tool: what it answers, what it refuses, and that no query gets out or stays."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from ayllu.reason.tasks.tables import Tables, database
 from ayllu.tools import sql
 from ayllu.tools.sql import Database, Table, rows_text, sql_tool
 from ayllu.tools.tool import Toolbox, ToolError
+from ayllu.tools.walls import landlock
 
 CITIES = Table(
     "cities",
@@ -109,6 +111,10 @@ def test_objects_of_python_and_secrets_are_out_of_reach(base):
 def test_walls(base):
     base.ask("SELECT 1")
     assert {"limits", "privileges"} <= set(base.walls)
+    known = 0
+    with contextlib.suppress(OSError):
+        known = landlock.version()
+    assert ("landlock" in base.walls) == (known > 0)
 
 
 @pytest.mark.parametrize(
