@@ -150,12 +150,14 @@ class Writing:
             turn.cancel()
             parts = [Part("call", call=call, number=number) for number, call in enumerate(passed)]
             return [*self._flush(), *parts, *self._end("tool_calls")]
-        results = [event.text for event in turn.settle() if event.kind == "result"]
+        events = turn.settle()
+        results = [event.text for event in events if event.kind == "result"]
         self.ran += [Ran(Call(c.name, c.arguments), text) for c, text in zip(calls, results, strict=True)]
         if turn.answer is None:
             return []
+        told = self._texts(events)  # what a tool that has ended the turn tells the user
         reason = "stop" if turn.answer.finish_reason == "stop" else "length"
-        return [*self._flush(), *self._end(reason)]
+        return [*told, *self._flush(), *self._end(reason)]
 
     def _flush(self) -> list[Part | Ending]:
         text = self.stops.flush()

@@ -9,6 +9,9 @@ import openai
 import pytest
 from running_server import CONTEXT, USER, wait_until
 
+from ayllu.tools.ask_user import ask_user_tool
+from ayllu.tools.tool import Toolbox
+
 TOOL = {"type": "function", "function": {"name": "calculator", "parameters": {"type": "object"}}}
 ANSWER = ("<|think|>", "7+5 = 12", "<|/think|>", "<|answer|>", "Ein schöner Tag", "<|end|>")
 
@@ -215,6 +218,20 @@ def test_the_servers_own_calculator(scripted, ids, tokenizer, stream):
         assert text == "= 42"
         assert trace == [{"name": "calculator", "arguments": '{"expression":"17+25"}', "result": "42"}]
         assert running.engine.prompts[0][1] == tokenizer.control["<|system|>"], "the tools line is there"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_question_of_the_servers_own_tool_is_the_answer(scripted, ids, stream):
+    with scripted("<|tool|>", 'ask_user {"question":"Which one?"}', "<|/tool|>") as running:
+        running.service.toolbox = Toolbox([ask_user_tool()])
+        more = {"model": "tiny", "messages": USER, "extra_body": {"ayllu_tools": ["ask_user"]}}
+        got = running.client().chat.completions.create(stream=stream, **more)
+        if stream:
+            choices = [chunk.choices[0] for chunk in got]
+            text, reason = "".join(c.delta.content or "" for c in choices), choices[-1].finish_reason
+        else:
+            text, reason = got.choices[0].message.content, got.choices[0].finish_reason
+        assert (text, reason) == ("Which one?", "stop") and len(running.engine.prompts) == 1
 
 
 def test_tools_are_offered_only_when_asked(scripted, tokenizer):
