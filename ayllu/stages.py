@@ -268,8 +268,13 @@ def input_files(stage: Stage, plan: Plan, root: Path) -> list[Path]:
         for name in [value] if isinstance(value, str) else value:
             path = root / name
             inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-            found += [p for p in inside if p.is_file()]
+            found += [p for p in inside if p.is_file() and not _left_behind(p)]
     return found
+
+
+def _left_behind(path: Path) -> bool:
+    """Whether it is what file browsers leave in folders (.DS_Store, .directory), which nobody reads."""
+    return path.name.startswith(".") and not path.suffix
 
 
 def hash_files(files: Sequence[Path], base: Path, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

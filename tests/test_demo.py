@@ -97,6 +97,10 @@ def test_the_report_has_every_number(miniature: Done) -> None:
     assert report["pretrain"]["fraction"] > 0 and report["pretrain"]["tokens_per_second"] > 0
     assert {row["language"] for row in report["text"]["mixture"]} == {"de", "en", "te"}
     assert all(row["licences"] for row in report["text"]["mixture"])
+    shown = {(row["family"], row["when"]) for row in report["samples"]}
+    assert shown == {(family, "after RL") for family in report["evals"]}
+    page = (miniature.folder / "report.html").read_text(encoding="utf-8")
+    assert "not there" not in page and f"{report['tokenizer']['vocabulary']:,} pieces" in page
 
 
 def test_training_taught_something(miniature: Done) -> None:

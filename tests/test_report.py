@@ -35,7 +35,7 @@ SAMPLES = [
     {
         "prompt": "What is 417238 + 385112?",
         "wanted": "802350",
-        "strict": True,
+        "correct": True,
         "why": "",
         "spans": [
             ["system", "tools: calculator"],
@@ -49,7 +49,7 @@ SAMPLES = [
     {
         "prompt": "Use 3, 7 and 25 to make 46.",
         "wanted": "",
-        "strict": False,
+        "correct": False,
         "why": "7 is used twice",
         "spans": [
             ["user", "Use 3, 7 and 25 to make 46."],
@@ -61,13 +61,22 @@ SAMPLES = [
 
 
 def evals(correct_before: int, correct_after: int) -> dict[str, dict[str, Any]]:
-    """One family's rows, with intervals and samples as an evaluation writes them."""
+    """One family's rows, with intervals, as an evaluation writes them."""
     rows: dict[str, dict[str, Any]] = {}
     for when, correct in (("sft", correct_before), ("rl", correct_after)):
         low, high = max(correct / 1000 - 0.03, 0.0), min(correct / 1000 + 0.03, 1.0)
         rows[when] = {"n": 1000, "correct": correct, "low": low, "high": high, "calls": 0, "valid_calls": 0}
-        rows[when]["samples"] = copy.deepcopy(SAMPLES)
     return rows | {"gain": {"gained": correct_after - correct_before + 9, "lost": 9, "p": 0.0012}}
+
+
+def samples(*families: str) -> list[dict[str, Any]]:
+    """The list that the eval stage writes beside its families."""
+    return [
+        {"family": family, "when": when, **copy.deepcopy(sample)}
+        for family in families
+        for when in ("after SFT", "after RL")
+        for sample in SAMPLES
+    ]
 
 
 def finished_stages() -> dict[str, dict[str, Any]]:
@@ -85,7 +94,7 @@ def finished_stages() -> dict[str, dict[str, Any]]:
             ],
         },
         "tokenizer": {
-            "vocab_size": 4096,
+            "vocabulary": 4096,
             "fairness": {
                 "en": {"bytes_per_token": 3.71, "characters_per_token": 3.69, "tokens_per_word": 1.52},
                 "de": {"bytes_per_token": 3.42, "characters_per_token": 3.37, "tokens_per_word": 1.93},
@@ -108,6 +117,7 @@ def finished_stages() -> dict[str, dict[str, Any]]:
             "arithmetic": evals(981, 986),
             "calculator": evals(993, 996),
             "countdown3": evals(412, 634),
+            "samples": samples("arithmetic", "calculator", "countdown3"),
         },
         "release": {"weights_sha256": "cd" * 32, "data_manifest_sha256": "ef" * 32},
     }
@@ -283,7 +293,7 @@ def test_hostile_text_anywhere_stays_text(run: Path, text: str) -> None:
     write_report(run, RECIPE, finished_stages())
     before = [tag for tag, _ in Reader((run / "report.html").read_text(encoding="utf-8")).tags]
     stages = finished_stages()
-    for sample in stages["eval"]["result"]["calculator"]["rl"]["samples"]:
+    for sample in stages["eval"]["result"]["samples"]:
         sample.update(why=text, spans=[[kind, text] for kind, _ in sample["spans"]])
     stages["text"]["result"]["mixture"][0].update(source=text, licences=[text], language=text)
     stages["text"]["result"]["dropped"] = {text: 3, "exact_duplicate": 31, "digits": 4, "leak": 3}
@@ -334,14 +344,12 @@ def test_numbers_that_are_not_finite_are_null_not_invalid_json() -> None:
 
 
 def test_evals_are_found_and_samples_are_one_right_and_one_wrong() -> None:
-    result = {"arithmetic": evals(1, 2), "other": 3}
+    result = {"arithmetic": evals(1, 2), "other": 3, "samples": samples("arithmetic")}
     table = evals_of(result)
     assert set(table) == {"arithmetic"} and set(table["arithmetic"]) == {"sft", "rl", "gain"}
-    assert "samples" not in table["arithmetic"]["rl"]
-    samples = samples_of(result)
-    assert [(s["family"], s["when"], s["strict"]) for s in samples] == [
-        ("arithmetic", "rl", True),
-        ("arithmetic", "rl", False),
+    assert [(s["family"], s["when"], s["correct"]) for s in samples_of(result)] == [
+        ("arithmetic", "after RL", True),
+        ("arithmetic", "after RL", False),
     ]
     assert evals_of({}) == {} and samples_of({}) == []
 

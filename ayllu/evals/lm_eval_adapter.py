@@ -39,7 +39,7 @@ def adapted(engine: Engine) -> Any:
         base = importlib.import_module("lm_eval.api.model").LM  # only here: an extra, and slow to import
     except ImportError as error:
         raise UsageError(
-            "lm-eval is not installed", why=str(error), fix="install it: pip install 'ayllu[lm-eval]'"
+            "lm-eval is not installed", why=str(error), fix="install it: pip install -e '.[lm-eval]'"
         ) from error
 
     def likelihoods(_: Any, requests: Sequence[Any], **__: Any) -> list[tuple[float, bool]]:

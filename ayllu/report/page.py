@@ -178,8 +178,8 @@ def _samples(report: dict[str, Any]) -> str:
         return out + missing(report, "eval", "Sample conversations")
     out += '<p class="note">The first right and the first wrong problem of each task, word for word.</p>'
     for sample in report["samples"]:
-        verdict = '<span class="right">right</span>' if sample["strict"] else _wrong(sample)
-        label = f"{sample['family']}, after {str(sample['when']).upper()}"
+        verdict = '<span class="right">right</span>' if sample["correct"] else _wrong(sample)
+        label = f"{sample['family']}, {sample['when']}"
         out += f'<div class="sample"><div class="top"><span>{safe(label)}</span>{verdict}</div>'
         for kind, text in sample.get("spans") or []:
             style = kind if kind in SPANS else "other"
@@ -243,7 +243,7 @@ def _data(report: dict[str, Any]) -> str:
         ]
         titles = ("language", "bytes per token", "characters per token", "tokens per word")
         out.append(table(titles, prices, numbers=(1, 2, 3)))
-        pieces = maybe(report["tokenizer"].get("vocab_size"), "{:,.0f}".format)
+        pieces = maybe(report["tokenizer"].get("vocabulary"), "{:,.0f}".format)
         note = f"{pieces} pieces, measured on held-out text. More tokens for a word cost time and context."
         out.append(f'<p class="note">{note}</p>')
     else:

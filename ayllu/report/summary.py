@@ -51,13 +51,12 @@ def summarise(
 
 
 def evals_of(result: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """`{family: {"sft": {...}, "rl": {...}, "gain": {...}}}` from an eval result, without samples."""
+    """`{family: {"sft": {...}, "rl": {...}, "gain": {...}}}` from an eval result."""
     families = {}
     for family, both in result.items():
         if not isinstance(both, dict):
             continue
         rows = {when: both[when] for when in WHEN if isinstance(both.get(when), dict) and "n" in both[when]}
-        rows = {when: {k: v for k, v in row.items() if k != "samples"} for when, row in rows.items()}
         if rows:
             families[family] = rows | ({"gain": both["gain"]} if isinstance(both.get("gain"), dict) else {})
     return families
@@ -66,17 +65,16 @@ def evals_of(result: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
 def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
     """One right and one wrong answer of each family, after the last training that was evaluated.
 
-    Rows: family, when, prompt, wanted, strict, why, spans ([kind, text] each). They are the first ones
-    that the evaluation kept, not the best.
+    Rows as the eval stage writes them: family, when ("after RL"), prompt, wanted, correct, why, spans
+    ([kind, text] each). They are the first ones that the evaluation kept, not the best.
     """
+    rows = result.get("samples") or []
     chosen = []
-    for family, both in result.items():
-        last = next((w for w in reversed(WHEN) if isinstance(both, dict) and both.get(w)), None)
-        rows = (both[last].get("samples") or []) if last else []
-        for strict in (True, False):
-            found = next((row for row in rows if row.get("strict") is strict), None)
-            if found:
-                chosen.append({"family": family, "when": last, **found})
+    for family in dict.fromkeys(row["family"] for row in rows):
+        mine = [row for row in rows if row["family"] == family]
+        last = [row for row in mine if row["when"] == mine[-1]["when"]]
+        for correct in (True, False):
+            chosen += [row for row in last if row["correct"] is correct][:1]
     return chosen
 
 

@@ -94,7 +94,7 @@ class Servers:
             import mcp  # noqa: F401
         except ImportError as error:
             raise RequestError(
-                "MCP servers can't be used", why="the extra is not installed", fix="pip install 'ayllu[mcp]'"
+                "MCP servers can't be used", why="the extra is not installed", fix="pip install -e '.[mcp]'"
             ) from error
         self.tools: list[Tool] = []
         self.skipped: dict[str, str] = {}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ayllu.errors import UsageError
+from ayllu.errors import InputNotFoundError, UsageError
 from ayllu.tools.tool import Tool, ToolError
 
 
@@ -71,6 +71,8 @@ def open_tools(
             from ayllu.tools.python import python_tool
             from ayllu.tools.sandbox import Sandbox
 
+            if where and not Path(where).is_dir():
+                raise InputNotFoundError(f"there is no folder {where} to work in", fix="make it first")
             made = [python_tool(stack.enter_context(Sandbox(Path(where) if where else None)))]
         elif name == "sql":
             from ayllu.tools.sql import sql_tool

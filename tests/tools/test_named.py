@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ayllu import terminal
-from ayllu.errors import RequestError, UsageError
+from ayllu.errors import InputNotFoundError, RequestError, UsageError
 from ayllu.tools.named import TABLE, open_tools
 from ayllu.tools.tool import Tool, Toolbox
 
@@ -108,3 +108,11 @@ def test_a_tool_that_changes_something_is_asked_about_at_a_terminal(monkeypatch,
     assert 'pay {"to": "Eve31m"}' in shown
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     assert terminal.confirm_at_terminal(pay, {}) is False
+
+
+def test_a_folder_to_work_in_that_is_none(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "absent"):
+        with contextlib.ExitStack() as stack, pytest.raises(InputNotFoundError, match="no folder"):
+            open_tools([f"python={tmp_path / place}"], stack)
+    assert not (tmp_path / "absent").exists()
