@@ -315,7 +315,7 @@ def test_a_test_story_is_not_practised_in_another_language():
 # ---- tables, tools, programs
 def test_tables_answer_by_their_own_tool_and_write_nothing():
     task = TASKS["tables"]
-    for p, (call, result, said) in traced(task, 60):
+    for number, (p, (call, result, said)) in enumerate(traced(task, 60)):
         box = toolbox_of(p, Toolbox([CALCULATOR]))
         assert set(box.names) == {"calculator", "sql"}
         ran = box.call(Call.parse(call.text))
@@ -324,7 +324,8 @@ def test_tables_answer_by_their_own_tool_and_write_nothing():
         for query in (f"DELETE FROM {name}", f"DROP TABLE {name}", "ATTACH 'x' AS y", "PRAGMA table_list"):
             assert not box.run("sql", json.dumps({"query": query})).ok
         endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c) SELECT COUNT(*) FROM c"
-        assert not box.run("sql", json.dumps({"query": endless})).ok
+        if number == 0:  # it takes the two seconds that a query may take
+            assert not box.run("sql", json.dumps({"query": endless})).ok
         assert box.call(Call.parse(call.text)).text == result.text
 
 

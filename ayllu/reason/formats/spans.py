@@ -99,8 +99,9 @@ class TurnReader:
     @property
     def thinking(self) -> int:
         """Tokens of thoughts so far, their marks included."""
-        borders = [*(piece.at for piece in self.machine.pieces), self.at]
-        pairs = zip(self.machine.pieces, borders, borders[1:], strict=False)
+        pieces = self.machine.pieces  # as in `spans_of`, the first reaches back to the beginning
+        borders = [0, *(min(piece.at, self.at) for piece in pieces[1:]), self.at]
+        pairs = zip(pieces, borders, borders[1:], strict=False)
         return sum(end - begin for piece, begin, end in pairs if piece.kind == Kind.THINK)
 
     def read(self, ids: Sequence[int], *, last: bool) -> list[tuple[str, str]]:
