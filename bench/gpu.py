@@ -39,9 +39,9 @@ from ayllu.engine.engine import Engine
 from ayllu.engine.executors.cuda import CudaExecutor
 from ayllu.engine.request import SamplingParams
 from ayllu.files import write_json
+from ayllu.gpu.weight_only import WeightOnly
 from ayllu.model.config import ModelConfig, dense_layer
 from ayllu.model.decoder import Decoder
-from ayllu.model.gpu.weight_only import WeightOnly
 from ayllu.model.presets import preset
 from ayllu.model.weights import shell_of
 from ayllu.train.step import Batch as TrainBatch
@@ -183,7 +183,7 @@ def tests(wish: argparse.Namespace) -> dict[str, Any]:
 # ---- how fast?
 def kernels(wish: argparse.Namespace) -> dict[str, Any]:
     """Products of Llama 3.1 8B's sizes alone, rotating over enough copies that no cache holds them."""
-    from ayllu.model.gpu import products
+    from ayllu.gpu import products
 
     found = []
     shapes = ((40, 128),) if wish.tiny else ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))

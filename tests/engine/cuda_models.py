@@ -45,7 +45,7 @@ def decode_some(names: list[str], kinds: list[str]) -> None:
 
 def large_shapes() -> None:
     """The kernels alone, at the sizes of Llama 3.1 8B and Qwen3 0.6B; nothing is read or written."""
-    from ayllu.model.gpu import attention, products
+    from ayllu.gpu import attention, products
 
     bits = {torch.int32: 8, torch.float8_e4m3fn: 1, torch.bfloat16: 1}
     for rows, columns in ((6144, 4096), (128_256, 4096)):

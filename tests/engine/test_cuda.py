@@ -16,9 +16,9 @@ from ayllu.engine.executors.cuda import CudaExecutor
 from ayllu.engine.executors.cuda_graphs import SIZES, Graphs
 from ayllu.engine.executors.torch import TorchExecutor
 from ayllu.errors import AylluWarning, RequestError
+from ayllu.gpu import attention, products, rows
+from ayllu.gpu.weight_only import WeightOnly
 from ayllu.model.config import ModelConfig, dense_layer
-from ayllu.model.gpu import attention, products, rows
-from ayllu.model.gpu.weight_only import WeightOnly
 from ayllu.model.moe import MoE
 
 on_a_gpu = pytest.mark.skipif(not GPU, reason="CUDA graphs need a CUDA device, and there is none here")

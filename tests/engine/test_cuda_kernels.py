@@ -13,8 +13,8 @@ from cuda_models import DEVICE, GPU, randoms  # first: it chooses the interprete
 
 pytest.importorskip("triton", reason="Triton, which the kernels are written in, isn't installed")
 
-from ayllu.model.gpu import attention, products, rows
-from ayllu.model.gpu.weight_only import KINDS, WeightOnly
+from ayllu.gpu import attention, products, rows
+from ayllu.gpu.weight_only import KINDS, WeightOnly
 from ayllu.model.mlp import gated
 
 

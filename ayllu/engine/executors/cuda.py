@@ -1,6 +1,6 @@
 """The executor for NVIDIA GPUs: the torch executor, whose decode steps are graphs of few kernels.
 
-Steps in which every sequence gets one token, nearly all of them, run the Triton kernels of `model/gpu`, each
+Steps in which every sequence gets one token, nearly all of them, run the Triton kernels of `gpu`, each
 number of sequences as one CUDA graph. Steps with stretches of prompts, and decoders that the kernels don't
 know, run as in the torch executor. Weights are bfloat16 or float32 (shared with a live model where it has
 that type), or int8, int4 and fp8 with the activations as they are.
@@ -26,9 +26,9 @@ from ayllu.engine.executors.cuda_graphs import SIZES, Graphs
 from ayllu.engine.executors.torch import TorchExecutor
 from ayllu.engine.packed import supports
 from ayllu.errors import AylluWarning, RequestError
+from ayllu.gpu.weight_only import KINDS, WeightOnly
 from ayllu.model.config import AttentionSpec, RopeSpec
 from ayllu.model.decoder import Decoder
-from ayllu.model.gpu.weight_only import KINDS, WeightOnly
 from ayllu.model.moe import MoE, choose
 from ayllu.model.rope import rope_tables
 
@@ -37,7 +37,7 @@ WEIGHTS = (*_TYPES, *KINDS)
 _MOST_PAIRS = 512  # of tokens and experts: beyond that experts are better multiplied one by one
 
 try:  # Triton comes with torch's builds for CUDA
-    from ayllu.model.gpu import attention, products, rows
+    from ayllu.gpu import attention, products, rows
 
     _NO_TRITON = ""
 except ImportError as error:
@@ -115,7 +115,7 @@ class CudaExecutor(TorchExecutor):
 
     # ---- the step
     def _decode(self, plan_SX: Tensor) -> Tensor:
-        """plan_SX as in model/gpu/attention.py -> logits_SV. Asks the device for nothing."""
+        """plan_SX as in gpu/attention.py -> logits_SV. Asks the device for nothing."""
         model, eps = self.model, self.config.norm_eps
         x_SC = F.embedding(plan_SX[:, 0], model.embedding.weight)
         tables: dict[RopeSpec, tuple[Tensor, Tensor]] = {}

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ayllu.model.gpu.products import dot
+from ayllu.gpu.products import dot
 
 PROGRAMS = 264  # twice the processors of an H100 or H200
 

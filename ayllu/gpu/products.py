@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ayllu.model.gpu.weight_only import TILE
+from ayllu.gpu.weight_only import TILE
 
 ROWS = (
     4,
