@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_engine import Params, ScriptedEngine
 
-from ayllu import cli, terminal, verbs
+from ayllu import cli, terminal, verbs, verbs_examine
 from ayllu.errors import AylluError, NotUtf8Error, UsageError
 from ayllu.reason.loop import Event
 from ayllu.reason.transcript import Chat, Kind, call_text
@@ -60,7 +60,7 @@ def test_help_is_fast() -> None:
 
 def test_neither_help_nor_import_brings_torch() -> None:
     program = (
-        "import sys, ayllu, ayllu.cli, ayllu.verbs, ayllu.run\n"
+        "import sys, ayllu, ayllu.cli, ayllu.verbs_examine, ayllu.run\n"
         "try: ayllu.cli.main(['make', '--help'])\n"
         "except SystemExit: pass\n"
         "sys.exit('torch' in sys.modules or 'tokenizers' in sys.modules)"
@@ -72,7 +72,7 @@ def test_neither_help_nor_import_brings_torch() -> None:
 def test_every_verb_explains_itself() -> None:
     overview = ayllu("--help").stdout
     assert ayllu().stdout == ayllu("-h").stdout == overview
-    assert {name for name in verbs.app if not name.startswith("-")} == set(cli.VERBS)
+    assert {name for name in verbs_examine.app if not name.startswith("-")} == set(cli.VERBS)
     for verb, text in cli.VERBS.items():
         assert f"{verb} " in overview and text in overview
         done = ayllu(verb, "--help")
