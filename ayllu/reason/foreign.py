@@ -24,6 +24,7 @@ from ayllu.reason.formats.spans import ReadSpan, TurnReader, read_rendering, spa
 from ayllu.reason.template import ChatTemplate, Rendered, Run, load_template
 from ayllu.reason.transcript import Chat, Heard, Kind, Offer, Span, Transcript
 from ayllu.text.tokenizer import StreamDecoder, Tokenizer
+from ayllu.tools.calls import CallForm
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ class TemplateChat:
     def habits(self) -> Habits:
         """What the template does with calls and with thoughts, tried out."""
         return habits_of(self.template, self._pieces)
+
+    @cached_property
+    def call_form(self) -> CallForm | None:
+        """How calls are written, where a model can be held to it: its marks have to be control tokens, and
+        the template has to write JSON (Qwen 3 Coder's writes <function=...>)."""
+        form, control = self.form.writes, self.tokenizer.control
+        template = self.for_tools or self.template
+        held = form is not None and {form.opens, form.closes} <= control.keys()
+        return form if held and "<function=" not in template.source else None
 
     @cached_property
     def _habits_for_tools(self) -> Habits:

@@ -188,16 +188,33 @@ class Turn:
 def held_to_tools(params: SamplingParams, chat: Chat | TemplateChat, toolbox: Toolbox) -> SamplingParams:
     """`params` with which every call that the model opens is one that `toolbox` finds valid.
 
-    The grammar is compiled once for a toolbox and a vocabulary. Nothing changes for another's chat format,
-    whose calls are marked by text, and where there is no tool to call.
+    The grammar is compiled once for a toolbox and a vocabulary. Nothing changes for a chat format whose calls
+    don't stand between two control tokens, and where there is no tool to call.
     """
-    control, grammar = chat.tokenizer.control, call_grammar(toolbox.tools)
-    if not chat.tokenizer.native or not grammar:
-        return params
-    from ayllu.engine.request import Enclosed, Grammar
+    form = chat.call_form
+    return held_to(params, chat, call_grammar(toolbox.tools, form)) if form is not None else params
 
-    rule = Enclosed(control["<|tool|>"], control["<|/tool|>"], Grammar("lark", grammar))
-    return replace(params, enclosed=rule)
+
+def held_to(
+    params: SamplingParams, chat: Chat | TemplateChat, grammar: str, *, forced: bool = False
+) -> SamplingParams:
+    """`params` with which every call follows `grammar` ("": as they were), for a chat that has a `call_form`.
+
+    `forced`: the answer is one call and nothing else. To the engine it begins with a thought of no length: it
+    puts in the token that ends it, which here is the one that opens the call.
+    """
+    if not grammar:
+        return params
+    from ayllu.engine.request import Enclosed, Grammar, ThinkingBudget
+
+    form, control = chat.call_form, chat.tokenizer.control
+    assert form is not None
+    opens, closes = control[form.opens], control[form.closes]
+    params = replace(params, enclosed=Enclosed(opens, closes, Grammar("lark", grammar)))
+    if not forced:
+        return params
+    begins = ThinkingBudget(closes, opens, maximum=0, opened=True)
+    return replace(params, thinking=begins, stop_ids=(*params.stop_ids, closes))
 
 
 def _derived_seed(seed: int | None, index: int, segment: int) -> int | None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from ayllu.errors import RequestError
 from ayllu.text.tokenizer import StreamDecoder, Tokenizer
+from ayllu.tools.calls import OURS, CallForm
 from ayllu.tools.tool import Tool
 
 
@@ -117,6 +118,8 @@ class Transcript:
 
 class Chat:
     """Builds and reads transcripts with one tokenizer."""
+
+    call_form: CallForm = OURS
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

@@ -2,7 +2,7 @@
 
 Three kinds of fields arrive. Fields that are served are declared here with their bounds; a value
 outside them is a 400 that names the field. Fields that would change the answer and are not served
-(`response_format` with a schema, a forced `tool_choice`) are refused unless they are neutral:
+(`response_format` with a schema, penalties) are refused unless they are neutral:
 quietly ignoring them would be a wrong answer. All others are accepted and named in the header
 `x-ignored-fields`, because clients send many extras.
 """
@@ -150,22 +150,43 @@ def _refuse_what_is_not_served(request: ChatRequest) -> None:
         raise invalid("alternatives to the sampled token are not offered yet", "top_logprobs", not_served)
     if request.response_format is not None and request.response_format.type != "text":
         raise invalid("only {'type': 'text'} is offered so far", "response_format", not_served)
-    if request.tool_choice not in (None, "auto", "none"):
-        raise invalid("a call can't be forced: only 'auto' and 'none'", "tool_choice", not_served)
     for name in ("frequency_penalty", "presence_penalty"):
         if getattr(request, name):
             raise invalid("penalties are not offered; only 0 is accepted", name, not_served)
     if request.logit_bias:
         raise invalid("biases are not offered", "logit_bias", not_served)
-    for index, offer in enumerate(request.tools or ()):
-        if offer.function.strict:
-            where = f"tools[{index}].function.strict"
-            raise invalid("arguments can't be held to a schema yet", where, not_served)
     if request.tools and request.ayllu_tools:
         raise invalid("give either 'tools' (run by you) or 'ayllu_tools' (run here)", "ayllu_tools")
     names = [offer.function.name for offer in request.tools or ()]
     if len(set(names)) != len(names):
         raise invalid("two tools have the same name", "tools")
+    _check_choice(request.tool_choice, names)
+
+
+def _check_choice(choice: str | dict[str, Any] | None, names: list[str]) -> None:
+    """400 unless it is auto, none, required or one of the tools, by OpenAI's object."""
+    if choice in (None, "auto", "none"):
+        return
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if choice.get("type") != "function" or not isinstance(name, str):
+            wanted = '{"type": "function", "function": {"name": ...}}'
+            raise invalid(f"a tool is chosen by {wanted}", "tool_choice")
+        if name not in names:
+            raise invalid(f"there is no tool {_short(name)!r} among 'tools'", "tool_choice")
+    elif choice != "required":
+        raise invalid("give 'auto', 'none', 'required' or a tool", "tool_choice")
+    elif not names:
+        raise invalid("'required' needs 'tools'", "tool_choice")
+
+
+def forced_names(request: ChatRequest) -> list[str]:
+    """The tools of which one has to be called; none where the model is free."""
+    choice = request.tool_choice
+    if isinstance(choice, dict):
+        return [choice["function"]["name"]]
+    return [offer.function.name for offer in request.tools or ()] if choice == "required" else []
 
 
 def ignored_fields(fields: dict[str, Any], request: ChatRequest, *, native: bool = True) -> list[str]:
@@ -179,7 +200,6 @@ def ignored_fields(fields: dict[str, Any], request: ChatRequest, *, native: bool
     names += ["chat_template_kwargs"] * bool(request.chat_template_kwargs)
     # The conversation's form names the tools; what they do the model knows from its training, or not.
     names += ["tools.function.description"] * any(f.description for f in functions)
-    names += ["tools.function.parameters"] * any(f.parameters for f in functions)
     return names[:50]
 
 

@@ -72,6 +72,7 @@ async def _chat(service: Service, request: Request) -> Response:
         _known_model(service, asked.model)
     prepared = await run_in_threadpool(service.prepare, asked, cache_salt(request.headers))
     job = service.start_job(prepared)
+    ignored += prepared.ignored
     headers = {"x-ignored-fields": ", ".join(ignored)} if ignored else {}
     logprobs = bool(asked.logprobs)
     if asked.stream:

@@ -28,10 +28,11 @@ from ayllu.errors import (
 )
 from ayllu.files import read_json
 from ayllu.reason.foreign import TemplateChat
-from ayllu.reason.loop import MAX_CALLS, Turn
+from ayllu.reason.loop import MAX_CALLS, Turn, held_to_tools
 from ayllu.reason.transcript import Chat, Offer, Transcript
 from ayllu.serve.enginethread import EngineThread, News, Order
 from ayllu.serve.faults import invalid
+from ayllu.serve.holding import held_calls
 from ayllu.serve.limits import Limits
 from ayllu.serve.openai import ChatRequest, plain_messages
 from ayllu.serve.stops import StopStrings
@@ -66,7 +67,8 @@ class SamplingDefaults(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that can be served: the conversation, how to sample, what may be called."""
+    """A request that can be served: the conversation, how to sample, what may be called. `ignored`: what
+    of the tools' schemas calls are not held to."""
 
     transcript: Transcript
     prompt_tokens: int
@@ -74,6 +76,7 @@ class Prepared:
     toolbox: Toolbox
     stops: tuple[str, ...]
     choices: int
+    ignored: tuple[str, ...] = ()
 
 
 class Job:
@@ -134,7 +137,8 @@ class Service:
         """Tokenise and check; runs for long on long prompts, so not on the event loop's thread. Prefixes are
         shared with requests of the same `salt` only.
 
-        Raises RequestError and ApiError (400), ContextLengthError with both numbers.
+        Calls are held to the tools' schemas. Raises RequestError and ApiError (400), ContextLengthError with
+        both numbers.
         """
         toolbox = self._toolbox(request)
         offers: Sequence[Offer] = toolbox.tools
@@ -153,13 +157,19 @@ class Service:
                 fix="shorten the messages or ask for a shorter answer",
             )
         stop = request.stop or []
+        params, ignored = self._params(request, wanted, salt), list[str]()
+        if isinstance(toolbox, CallersTools):
+            params, ignored = held_calls(params, self.chat, request)
+        else:
+            params = held_to_tools(params, self.chat, toolbox)
         return Prepared(
             transcript,
             prompt,
-            self._params(request, wanted, salt),
+            params,
             toolbox,
             (stop,) if isinstance(stop, str) else tuple(stop),
             request.n or 1,
+            tuple(ignored),
         )
 
     def start_job(self, prepared: Prepared) -> Job:
@@ -212,9 +222,8 @@ class Service:
     def _maker(self, prepared: Prepared, choice: int) -> Callable[[Any], Writing]:
         def make(engine: Any) -> Writing:
             turn = Turn(
-                engine, self.chat, prepared.transcript, prepared.toolbox, prepared.params,
-                constrain=True, index=choice,
-            )  # fmt: skip
+                engine, self.chat, prepared.transcript, prepared.toolbox, prepared.params, index=choice
+            )
             return Writing(turn, StopStrings(prepared.stops), Tally(self.chat.tokenizer))
 
         return make

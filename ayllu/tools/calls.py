@@ -1,8 +1,9 @@
 """The grammar of every call that a toolbox accepts, so that a model can be held to it while it writes.
 
-A call is `name {"compact":"json"}`. The grammar says which names there are and, behind each, what the
-tool's own JSON schema allows, in the order of its properties and without white space, which is the form that
-conversations are trained on. What it lets through, `Toolbox.run` finds valid: both read the same schema.
+A call of our own models is `name {"compact":"json"}`; other families have forms of theirs (CallForm). The
+grammar says which names there are and, behind each, what the tool's own JSON schema allows, in the order of
+its properties and in the one spacing that conversations are trained on. What it lets through, `Toolbox.run`
+finds valid: both read the same schema.
 (Constrained decoding by an automaton over the vocabulary: Willard and Louf 2023, arXiv 2307.09702.)
 
 The text is a grammar in Lark's notation with llguidance's `%json`; whoever has an engine compiles it, once
@@ -16,20 +17,47 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from ayllu.tools.tool import MAX_STRING, Tool, misfit
 
 MOST = 10**15  # magnitude of whole numbers where the schema has no bound: JSON readers agree on them
-_COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 
 
-def call_grammar(tools: Iterable[Tool]) -> str:
+@dataclass(frozen=True)
+class CallForm:
+    """How a call is written: the control tokens round it, and the text before and after its arguments, in
+    which NAME stands for the tool's. `spaced`: a space behind commas and colons, as Python writes JSON."""
+
+    opens: str
+    closes: str
+    before: str
+    after: str = ""
+    spaced: bool = False
+
+
+OURS = CallForm("<|tool|>", "<|/tool|>", "NAME ")
+
+
+def call_grammar(tools: Iterable[Tool], form: CallForm = OURS) -> str:
     """The grammar of calls to `tools`; "" where no call is possible at all."""
     rules = [(tool.name, schema) for tool in tools if (schema := _schema(tool.parameters)) is not None]
-    if not rules:
+    return grammar_of(rules, form)
+
+
+def grammar_of(rules: Iterable[tuple[str, dict[str, Any]]], form: CallForm = OURS) -> str:
+    """The grammar of calls to tools of these names with arguments of these schemas; "" for none. A name must
+    not have signs that mean something in a grammar's quotes."""
+    comma, colon = (", ", ": ") if form.spaced else (",", ":")
+    spaces = {"whitespace_flexible": False, "item_separator": comma, "key_separator": colon}
+    calls = []
+    for name, schema in rules:
+        before = json.dumps(form.before.replace("NAME", name))
+        call = f"{before} %json {_quoted(schema | {'x-guidance': spaces})}"
+        calls.append(f"{call} {json.dumps(form.after)}" if form.after else call)
+    if not calls:
         return ""
-    calls = [f'"{name} " %json {_quoted(schema)}' for name, schema in rules]
     starts = " | ".join(f"call_{number}" for number in range(len(calls)))
     return "\n".join([f"start: {starts}", *(f"call_{number}: {call}" for number, call in enumerate(calls))])
 
@@ -48,7 +76,6 @@ def _schema(parameters: dict[str, Any]) -> dict[str, Any] | None:
         "properties": properties,
         "required": required,
         "additionalProperties": False,
-        "x-guidance": _COMPACT,
     }
 
 

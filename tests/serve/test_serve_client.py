@@ -327,7 +327,7 @@ def test_ignored_fields_are_named(scripted):
             extra_body={"évil\r\nx: y": 1},
         )  # fmt: skip
         listed = set(got.headers["x-ignored-fields"].split(", "))
-        assert listed == {"user", "reasoning_effort", "(unprintable)", "tools.function.parameters"}
+        assert listed == {"user", "reasoning_effort", "(unprintable)"}
         assert got.parse().choices[0].message.content
 
 

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from running_server import USER, get, post, raw, wait_until
 
+TOOL = {"type": "function", "function": {"name": "a", "strict": True}}
+
 
 @pytest.mark.parametrize(
     ("fields", "param"),
@@ -39,10 +41,13 @@ from running_server import USER, get, post, raw, wait_until
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logit_bias": {"5": 100}}, "logit_bias"),
         ({"tools": [{"type": "function", "function": {"name": "a\nb"}}]}, "tools[0].function.name"),
+        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
         (
-            {"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]},
-            "tools[0].function.strict",
+            {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "function": {"name": "a"}}},
+            "tool_choice",
         ),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "b"}}}, "tool_choice"),
         ({"ayllu_tools": ["shell"]}, "ayllu_tools[0]"),
         ({"seed": 1.5}, "seed"),
     ],

@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from ayllu.reason.transcript import Heard, Kind
+from ayllu.tools.calls import CallForm
 
 
 class Does(StrEnum):
@@ -54,7 +55,8 @@ class Format:
     `read` cuts the inside of a call into calls, or raises UnreadableError. `bare`: a turn that begins
     with a brace may be a call without a mark. `roles` are the names in turn heads; a head ends at its
     HEAD_END mark or at `head_ends`, a sign. `begins`: the kind of what stands before the first mark.
-    `call_id` makes an id of the form that the templates want.
+    `call_id` makes an id of the form that the templates want. `writes`: how a call is written, where a
+    model can be held to it: between two control tokens, with none inside.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Format:
     head_ends: str = ""
     begins: Kind | None = None
     call_id: Callable[[str], str] = str
+    writes: CallForm | None = None
 
     def names(self, *does: Does) -> tuple[str, ...]:
         """The marks that do one of these things."""

@@ -22,6 +22,7 @@ from ayllu.reason.formats.form import (
     named_call,
 )
 from ayllu.reason.transcript import Heard, Kind
+from ayllu.tools.calls import CallForm
 
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
@@ -70,4 +71,5 @@ HERMES = Format(
     read=read,
     roles={"system": Kind.SYSTEM, "user": Kind.USER, "assistant": Kind.SAY, "tool": Kind.RESULT},
     head_ends="\n",
+    writes=CallForm("<tool_call>", "</tool_call>", '\n{"name": "NAME", "arguments": ', "}\n", spaced=True),
 )
