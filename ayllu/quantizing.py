@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ayllu.errors import InputNotFoundError, UsageError
-from ayllu.exchange import BESIDE, find, write_from_gguf
+from ayllu.exchange import BESIDE, find_plain, write_from_gguf
 from ayllu.files import new_folder, write_json, write_text
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def quantize_model(
         raise UsageError(f"--weights {weights} is not known", fix=f"give one of {', '.join(KINDS)}")
     if tokens < 2:
         raise UsageError(f"--tokens {tokens} is too few", fix="give some thousands")
-    source = find(name)
+    source = find_plain(name, "packed again")
     if out.exists():
         raise UsageError(f"{out} exists already", fix="name a folder that doesn't")
     with new_folder(out) as folder:

@@ -1,6 +1,7 @@
 """The verbs bench and quantize, on models small enough for a test."""
 
 import json
+import shutil
 
 import pytest
 
@@ -153,4 +154,25 @@ def test_other_kinds_are_refused(model, tmp_path):
 
     with pytest.raises(UsageError, match="int2"):
         quantize_model(str(model), tmp_path / "out", weights="int2")
+    assert not (tmp_path / "out").exists()
+
+
+def test_packed_weights_are_not_exported_or_packed_again(model, tmp_path):
+    from ayllu.engine.quantize import quantize_files
+    from ayllu.exchange import export_model
+    from ayllu.quantizing import quantize_model
+
+    packed = tmp_path / "packed"
+    shutil.copytree(model, packed)
+    quantize_files(packed, "int8", packed)
+    export_model(str(packed), tmp_path / "fine.gguf")  # the whole weights are there as well
+    (packed / "model.safetensors").unlink()
+    for work in (
+        lambda out: export_model(str(packed), out / "m.gguf"),
+        lambda out: export_model(str(packed), out / "m"),
+        lambda out: quantize_model(str(packed), out / "q"),
+    ):
+        with pytest.raises(UsageError, match=r"packed weights only \(int8\)") as error:
+            work(tmp_path / "out")
+        assert error.value.fix == "name the model that was packed"
     assert not (tmp_path / "out").exists()

@@ -204,6 +204,12 @@ def packed_kinds(folder: Path) -> list[str]:
     return [kind for kind in KINDS if (folder / file_name(kind)).is_file()]
 
 
+def packed_only(path: Path) -> list[str]:
+    """The kinds of packed weights of a folder that has no others; none for any other model."""
+    plain = any((path / name).is_file() for name in (SINGLE, INDEX, "params.json"))
+    return [] if plain else packed_kinds(path)
+
+
 def save_packed(packed: PackedModel, folder: Path, *, source_sha256: str = "") -> Path:
     """Write a packed model's weights into `folder`. Errors: DiskFullError, FolderReadOnlyError."""
     layout = layout_of(packed.config, packed.weights)
@@ -385,11 +391,11 @@ def weights_hash(path: Path) -> str:
 # ---- for the engine
 def open_model(path: Path | str, weights: str = "auto", device: str = "cpu") -> Decoder | PackedModel:
     """What an engine computes with: packed weights where the folder has them or `weights` asks for them on a
-    CPU, a Decoder otherwise. Errors: those of `open_packed`, `pack_files` and `load_model`."""
+    CPU, a Decoder otherwise, elsewhere in bfloat16 unless float32 is asked for. Errors: those of
+    `open_packed`, `pack_files` and `load_model`."""
     path = Path(path)
     kinds = packed_kinds(path)
-    plain = any((path / name).is_file() for name in (SINGLE, INDEX, "params.json"))
-    if kinds and (weights in ("auto", *kinds) or not plain):
+    if kinds and (weights in ("auto", *kinds) or packed_only(path)):
         if device != "cpu":
             raise RequestError(
                 f"{path} holds weights that are packed for a CPU", fix="use the original model there"
@@ -397,4 +403,5 @@ def open_model(path: Path | str, weights: str = "auto", device: str = "cpu") -> 
         return open_packed(path, weights)
     if device == "cpu" and weights in ("int8", "int4"):
         return pack_files(path, weights)
-    return load_model(path, device=device)
+    whole = device == "cpu" or weights == "float32"
+    return load_model(path, dtype="float32" if whole else "bfloat16", device=device)

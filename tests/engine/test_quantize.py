@@ -12,6 +12,7 @@ import torch
 from small_model import CONTEXT, VOCABULARY, make_model
 
 from ayllu import native
+from ayllu.engine import quantize
 from ayllu.engine.batch import Batch
 from ayllu.engine.executors.native import NativeExecutor
 from ayllu.engine.packed import FORMATS, PackedModel, pack_model
@@ -109,6 +110,7 @@ def test_what_an_engine_gets(folder, tmp_path):
     assert isinstance(open_model(folder, "int8"), PackedModel)
     assert isinstance(open_model(plain), Decoder)
     assert isinstance(open_model(plain, "bfloat16"), Decoder)
+    assert open_model(plain).embedding.weight.dtype == torch.float32
     loaded = open_model(plain, "int4")
     assert isinstance(loaded, PackedModel) and loaded.weights == "int4"
     with pytest.raises(RequestError, match="int8 weights, not int4") as error:
@@ -118,6 +120,15 @@ def test_what_an_engine_gets(folder, tmp_path):
         open_model(folder, "float32")
     with pytest.raises(RequestError, match="CPU"):
         open_model(folder, device="cuda")
+
+
+def test_a_gpu_gets_the_weights_that_it_computes_with(monkeypatch, tmp_path):
+    plain, asked = save(make_model(), tmp_path / "plain"), []
+    monkeypatch.setattr(quantize, "load_model", lambda path, **how: asked.append(how))
+    for weights in ("auto", "bfloat16", "int8", "float32"):
+        open_model(plain, weights, "cuda:0")
+    assert all(how["device"] == "cuda:0" for how in asked)
+    assert [how["dtype"] for how in asked] == ["bfloat16", "bfloat16", "bfloat16", "float32"]
 
 
 def test_the_file_lies_as_the_kernels_want_it(folder):
