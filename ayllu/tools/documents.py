@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ayllu.errors import RequestError
+from ayllu.errors import InputNotFoundError
 from ayllu.tools.tool import Tool, ToolError, cut
 
 SUFFIXES = (".txt", ".md", ".rst", ".org")
@@ -91,7 +91,7 @@ class Documents:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise RequestError(
+            raise InputNotFoundError(
                 f"there is no folder {str(self.folder)!r} of documents", fix="name one that is there"
             )
         self.passages: list[Passage] = []

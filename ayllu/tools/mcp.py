@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ayllu.errors import RequestError
+from ayllu.errors import InputNotFoundError, RequestError
 from ayllu.tools.tool import NAME, PROPERTY_KEYWORDS, TYPES, Tool, ToolError, cut
 
 MAX_DESCRIPTION, MAX_RESULT, MAX_LISTED = 300, 4000, 500  # characters, characters, tools of a server
@@ -57,7 +57,10 @@ class Server:
 
 
 def read_servers(path: Path) -> list[Server]:
-    """The servers of a TOML file, one table each. RequestError for what isn't right in it."""
+    """The servers of a TOML file, one table each. InputNotFoundError where there is none, RequestError for
+    what isn't right in it."""
+    if not path.exists():
+        raise InputNotFoundError(f"there is no list of servers {path}", fix="name a TOML file that is there")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -30,7 +30,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ayllu.errors import RequestError
+from ayllu.errors import InputNotFoundError, RequestError
 from ayllu.tools.calculator import canonical
 from ayllu.tools.tool import Tool, ToolError
 
@@ -148,10 +148,13 @@ class Database:
     ) -> Database:
         """A table for each data file (.csv, .tsv, .parquet, .json, .jsonl), named after it.
 
-        They are read now; later changes of the files aren't seen. RequestError for what can't be read.
+        They are read now; later changes of the files aren't seen. InputNotFoundError for what isn't there,
+        RequestError for what can't be read.
         """
         found = [Path(path).absolute() for path in paths]
         for path in found:
+            if not path.exists():
+                raise InputNotFoundError(f"there is no data file {path}", fix="name one that is there")
             if path.suffix.lower() not in SUFFIXES or not path.is_file():
                 raise RequestError(
                     f"{path.name} is no data file that can be read", fix=f"give {', '.join(SUFFIXES)} files"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ayllu.errors import RequestError
+from ayllu.errors import InputNotFoundError
 from ayllu.tools import documents as module
 from ayllu.tools.documents import MAX_LINES, MAX_PASSAGE, Documents, documents_tool, passages, terms
 from ayllu.tools.tool import Toolbox
@@ -97,7 +97,7 @@ def test_the_tool(index):
     assert result.text.startswith("[handbook.md:1-2]\n# Invoices\nAn invoice is due")
     assert box.run("documents", '{"query":"zebra"}').text == "(nothing found)"
     assert box.run("documents", '{"query":"?!"}').text == "error: the query has no words"
-    with pytest.raises(RequestError):
+    with pytest.raises(InputNotFoundError):
         Documents(index.folder / "nowhere")
     assert (
         Documents(index.folder / "linked").search("invoice")[0][0].file == "secret.txt"

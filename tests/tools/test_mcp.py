@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ayllu.errors import RequestError
+from ayllu.errors import InputNotFoundError, RequestError
 from ayllu.reason.transcript import Chat, Kind
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.tools.mcp import MAX_RESULT, Server, Servers, our_schema, plain, read_servers
@@ -161,7 +161,7 @@ def test_settings(tmp_path):
         path.write_text(wrong)
         with pytest.raises(RequestError):
             read_servers(path)
-    with pytest.raises(RequestError):
+    with pytest.raises(InputNotFoundError):
         read_servers(tmp_path / "nowhere.toml")
 
 

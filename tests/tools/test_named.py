@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ayllu import terminal
-from ayllu.errors import InputNotFoundError, RequestError, UsageError
+from ayllu.errors import InputNotFoundError, UsageError
 from ayllu.tools.named import TABLE, open_tools
 from ayllu.tools.tool import Tool, Toolbox
 
@@ -85,8 +85,9 @@ def test_what_is_not_there_is_told(tmp_path):
         f"documents={tmp_path / 'none'}",
         f"mcp={tmp_path / 'none.toml'}",
     ):
-        with contextlib.ExitStack() as stack, pytest.raises(RequestError):
+        with contextlib.ExitStack() as stack, pytest.raises(InputNotFoundError, match="there is no") as error:
             open_tools([wish], stack)
+        assert error.value.exit_code == 4
 
 
 @pytest.mark.parametrize(

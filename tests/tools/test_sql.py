@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from ayllu.errors import RequestError
+from ayllu.errors import InputNotFoundError, RequestError
 from ayllu.reason.tasks.database import SqliteDatabase
 from ayllu.reason.tasks.tables import Tables, database
 from ayllu.tools import sql
@@ -174,8 +174,13 @@ def test_files(tmp_path):
         os.kill(files._worker._process.pid, signal.SIGKILL)
         files._worker._process.wait()
         assert files.ask("SELECT count(*) FROM sales").rows == [(2,)]
-    for wrong in (tmp_path / "none.csv", tmp_path / "sales.exe", tmp_path):
-        with pytest.raises(RequestError, match="no data file"):
+    (tmp_path / "sales.exe").write_text("region,amount\n")
+    for wrong, error in (
+        (tmp_path / "none.csv", InputNotFoundError),
+        (tmp_path / "sales.exe", RequestError),
+        (tmp_path, RequestError),
+    ):
+        with pytest.raises(error, match="no data file"):
             Database.of_files([wrong])
     (tmp_path / "bad.parquet").write_text("no parquet")
     with pytest.raises(RequestError, match="can't be read"):
