@@ -184,7 +184,7 @@ def serve(
     Parameters
     ----------
     host
-        Address to listen on. One that others can reach needs the key AYLLU_API_KEY.
+        Address to listen on. One that others can reach needs the key AYLLU_API_KEY (at least 16 characters).
     port
         Port to listen on; 0 takes a free one.
     """

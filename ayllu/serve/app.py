@@ -47,6 +47,7 @@ from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
 
 log = logging.getLogger("ayllu.serve")
+SHORTEST_KEY = 16  # characters
 
 
 def build_app(service: Service, *, api_key: str | None = None, loopback: bool = True) -> Starlette:
@@ -257,11 +258,17 @@ def is_loopback(host: str) -> bool:
 
 
 def checked_key(key: str | None) -> str | None:
-    """The key, None when there is none. UsageError for a key that no header can carry."""
+    """The key, None when there is none. UsageError for one that no header can carry, or that is too short."""
     if not key:
         return None
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UsageError("the API key may have printable ASCII characters only, without spaces")
+    if len(key) < SHORTEST_KEY:
+        raise UsageError(
+            f"the API key has {len(key)} characters, {SHORTEST_KEY} are the least",
+            why="a short key is found by trying",
+            fix="make one: AYLLU_API_KEY=$(openssl rand -hex 24)",
+        )
     return key
 
 

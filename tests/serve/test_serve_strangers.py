@@ -86,8 +86,14 @@ def test_an_open_address_needs_a_key(tmp_path, monkeypatch):
     assert [is_loopback(h) for h in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "8.8.8.8")] == [True] * 3 + [
         False
     ] * 2
-    with pytest.raises(UsageError):
-        checked_key("two words")
+    for wrong, match in (
+        ("two words that are long", "without spaces"),
+        ("k" * 15, "15 characters"),
+        ("k", "1 ch"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            checked_key(wrong)
+    assert checked_key("k" * 16) == "k" * 16 and checked_key("") is None
 
 
 def test_a_port_in_use_is_seen_before_the_model_is_loaded(tmp_path):
