@@ -23,6 +23,7 @@ from ayllu.errors import (
 )
 from ayllu.files import sha256_file
 from ayllu.text.document import Document, document_from_row
+from ayllu.text.licences import misspelt
 
 ROWS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 PLAIN = (".txt", ".md")
@@ -115,11 +116,22 @@ def read_rows(file: Path, *, licence: str = "", language: str = "") -> Iterator[
                 why="text without a known licence can't enter a mixture",
                 fix='give each row a "license", or set `licence` in the recipe if one holds for all',
             )
+        _refuse_misspelt(row["license"], f"{file}, line {number}")
         if not (row.get("lang") or row.get("language")):
             row["lang"] = language
         else:
             row["lang"] = row.get("lang") or row["language"]
         yield document_from_row(row, source=source, number=number)
+
+
+def _refuse_misspelt(licence: str, where: str) -> None:
+    """LicenceMissingError for a licence that doesn't exist and is nearly one that does."""
+    if meant := misspelt(licence):
+        raise LicenceMissingError(
+            f"{where}: there is no licence {licence[:80]!r}",
+            why="it would stand in the manifest, the card and the attribution",
+            fix=f"did you mean {meant}? (words of your own are taken as they are, if they are not that near)",
+        )
 
 
 def read_plain(file: Path, *, name: str, source: str, licence: str, language: str = "") -> Iterator[Document]:
@@ -130,6 +142,7 @@ def read_plain(file: Path, *, name: str, source: str, licence: str, language: st
             why="text without a known licence can't enter a mixture",
             fix='set `licence` in the recipe (for example "CC0-1.0", or "private" for your own notes)',
         )
+    _refuse_misspelt(licence, str(file))
     text = _decode(file, _uncompressed(file)).removeprefix("\ufeff")
     parts = cut_at_paragraphs(text, PART_CHARACTERS)
     for number, part in enumerate(parts):

@@ -18,6 +18,7 @@ from ayllu.errors import (
     LicenceMissingError,
     NotUtf8Error,
 )
+from ayllu.text.licences import KNOWN, misspelt
 from ayllu.text.readers import cut_at_paragraphs, read_corpus
 
 ROW = {"id": "a/1", "text": "Guten Tag.", "lang": "de", "source": "a", "license": "CC0-1.0"}
@@ -109,6 +110,39 @@ def test_the_recipes_licence_fills_in(tmp_path: Path) -> None:
         "CC-BY-4.0",
         "CC0-1.0",
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("CC-BT-4.0", "CC-BY-4.0"),
+        ("CC-BY-AS-4.0", "CC-BY-SA-4.0"),
+        ("Apche-2.0", "Apache-2.0"),
+        ("MIT OR Apace-2.0", "Apache-2.0"),
+        ("MITT", "MIT"),
+        ("Unlicence", "Unlicense"),
+    ],
+)
+def test_a_misspelt_licence_is_refused(tmp_path: Path, written: str, meant: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(ROW, ROW | {"id": "a/2", "license": written}))
+    with pytest.raises(LicenceMissingError, match=r"a\.jsonl, line 2: there is no licence") as caught:
+        read_corpus([tmp_path])
+    assert caught.value.fix.startswith(f"did you mean {meant}?")
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "notes.txt").write_text("Guten Tag.")
+    with pytest.raises(LicenceMissingError, match="there is no licence"):
+        read_corpus([tmp_path], licence=written)
+
+
+def test_licences_in_other_words_are_taken_as_they_are() -> None:
+    for good in (
+        *KNOWN, "private", "public domain", "public domain (author died before 1956)", "cc-by-4.0",
+        "CC BY 4.0", "apache-2.0", "GPL-3.0-or-later", "PDM-1.0 (public domain)", "public domain OR CC0-1.0",
+        "odc-by", "cc0", "CC-BY-2.5-IT", "LicenseRef-ours", "llama3", "openrail", "MIT AND CC-BY-SA-4.0",
+        "EUPL-1.3", "own work", "LGPL-2.1-only WITH Classpath-exception-2.0", "http://example.org/licence",
+        "other", "mixed",
+    ):  # fmt: skip
+        assert misspelt(good) == "", good
 
 
 def test_plain_text_without_a_licence(tmp_path: Path) -> None:
