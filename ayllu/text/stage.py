@@ -23,7 +23,7 @@ from ayllu.text import clean, decontaminate, dedup, mix
 from ayllu.text.document import Document, document_from_row, words
 from ayllu.text.language import UNDETERMINED, Identifier, learn_from, usage
 from ayllu.text.manifest import attribution, licence_table, make_manifest
-from ayllu.text.readers import read_corpus, read_lines, read_objects
+from ayllu.text.readers import ABOUT, corpus_files, read_corpus, read_lines, read_objects
 from ayllu.text.tokenizer import Tokenizer, train_tokenizer
 
 PROBLEM_KEYS = ("prompt", "question", "problem", "text")  # of a JSONL file of evaluation problems
@@ -76,6 +76,10 @@ def make_text(
         licence=settings.licence,
         language=settings.language,
     )
+    if skipped := _not_read([context.root / path for path in settings.corpus]):
+        names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        files = "1 file is" if len(skipped) == 1 else f"{len(skipped)} files are"
+        progress.say(f"{files} of a kind that is not read here, and left out: {names}")
     problems = [text for path in settings.evaluation for text in read_evaluation(context.root / path)]
     evaluation = decontaminate.index_evaluations([*problems, *evaluation_texts])
     progress.start(5, "steps")
@@ -245,6 +249,19 @@ def drop_duplicates(documents: list[Document], near: float, dropped: list[Droppe
         more = {"twin": documents[twin.kept].id}
         dropped.append(Dropped(documents[position], rule, twin.similarity, threshold, more))
     return [document for position, document in enumerate(documents) if position not in twins]
+
+
+def _not_read(paths: list[Path]) -> list[str]:
+    """Files in the corpus's folders that `read_corpus` passes over, by name; not those about a folder."""
+    names: list[str] = []
+    for folder in (path for path in paths if path.is_dir()):
+        read = set(corpus_files(folder))
+        names += sorted(
+            file.relative_to(folder).as_posix()
+            for file in folder.rglob("*")
+            if file.is_file() and file not in read and file.name not in ABOUT and file.name[0] != "."
+        )
+    return names
 
 
 def read_evaluation(path: Path) -> list[str]:

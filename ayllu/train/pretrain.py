@@ -29,6 +29,10 @@ from ayllu.train.optim import Optimizer
 from ayllu.train.schedule import lr_scale
 from ayllu.train.step import Batch, compute_type, train_step
 
+# After some four epochs repeated text is worth ever less than new text, and after 16 to 40 next to nothing
+# (Muennighoff et al. 2023, "Scaling data-constrained language models").
+MANY_EPOCHS = 20
+
 
 @dataclass(frozen=True)
 class PretrainSettings:
@@ -57,6 +61,12 @@ def pretrain(context: StageContext, settings: PretrainSettings, model: ModelSett
     )
     dtype = compute_type(context.device)
     steps = max(1, settings.tokens // (settings.rows * settings.length))
+    epochs = steps * settings.rows / shard.rows(settings.length)
+    if epochs > MANY_EPOCHS:
+        context.progress.say(
+            f"the text is read {epochs:,.0f} times over: a model learns little more from it after a few; "
+            "give more text, or fewer tokens"
+        )
 
     def step(number: int) -> dict[str, Any]:
         began = time.perf_counter()
@@ -82,7 +92,7 @@ def pretrain(context: StageContext, settings: PretrainSettings, model: ModelSett
     return {
         "parameters": parameters(config),
         "tokens": steps * settings.rows * settings.length,
-        "epochs": steps * settings.rows / shard.rows(settings.length),
+        "epochs": epochs,
         "bits_per_byte": bits,
         "xz_bits_per_byte": xz,
         "heldout_documents": len(heldout),

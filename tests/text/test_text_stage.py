@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ayllu.errors import (
     LicenceMissingError,
     TooLittleTextError,
 )
+from ayllu.progress import Progress
 from ayllu.stage import StageContext
 from ayllu.text.document import Document
 from ayllu.text.manifest import documents_digest
@@ -178,6 +180,27 @@ def test_a_folder_of_ones_own(paragraphs: dict[str, list[str]], tmp_path: Path, 
     assert result["kept"] == 10
     assert result["licences"].keys() == {"private"}
     assert result["languages"]["de"]["documents"] == 10
+
+
+def test_files_that_are_not_read_are_told_and_change_nothing(
+    paragraphs: dict[str, list[str]], tmp_path: Path, context: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for number in range(10):
+        text = "\n\n".join(paragraphs["de"][3 * number : 3 * number + 3])
+        (folder / f"{number}.md").write_text(text, encoding="utf-8")
+    here, settings = context("text"), TextSettings(corpus=("notes",), licence="private")
+    here = replace(here, progress=Progress("text"))
+    before, written = make_text(here, settings), content(here.folder)
+    assert "not read" not in capsys.readouterr().err
+    for name in ("SOURCE.md", ".hidden", "book.pdf", "a/b.docx", "c.html", "d.csv"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("text")
+    assert make_text(here, settings) == before and content(here.folder) == written
+    said = capsys.readouterr().err
+    told = "4 files are of a kind that is not read here, and left out: a/b.docx, book.pdf, c.html, ..."
+    assert said.count("left out") == 1 and told in said
 
 
 def test_evaluation_files(

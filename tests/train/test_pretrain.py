@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shutil
 import subprocess
@@ -87,6 +88,29 @@ def test_too_little_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
     write_shard(tmp_path / "train.bin", ["short"], tokenizer)
     with pytest.raises(TooLittleTextError, match="too few for one batch of 2 rows of 64"):
         open_shard(tmp_path / "train.bin", rows=2, length=64)
+
+
+@pytest.mark.parametrize(("tokens", "times"), [(3_000, ""), (62_464, "21 times")])
+def test_text_that_is_read_too_often_is_told(
+    tmp_path: Path, tokenizer: Tokenizer, capsys, monkeypatch, tokens: int, times: str
+) -> None:
+    monkeypatch.setattr(module, "throughput", lambda *_: {})  # it takes seconds
+    for stage in ("text", "tokenizer"):
+        (tmp_path / stage).mkdir()
+    tokenizer.save(tmp_path / "tokenizer")
+    rows = [{"text": text, "split": "train" if n else "heldout"} for n, text in enumerate(TEXTS)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "text" / "documents.jsonl").write_text(lines, encoding="utf-8")
+    here = dataclasses.replace(
+        context(tmp_path / "pretrain"),
+        progress=Progress("pretrain"),
+        inputs={stage: tmp_path / stage for stage in ("text", "tokenizer")},
+    )
+    here.folder.mkdir()
+    shape = ModelSettings(width=32, layers=1, head_dim=16, context=64)
+    module.pretrain(here, PretrainSettings(tokens=tokens, rows=16, length=64), shape)
+    said = capsys.readouterr().err
+    assert ("times over" in said) == bool(times) and times in said
 
 
 def random_model(tokenizer: Tokenizer, length: int) -> Decoder:
