@@ -1,8 +1,8 @@
 """The program `ayllu`: from words to an exit code.
 
-The verbs are in verbs.py and verbs_examine.py. This file answers `--help` by itself, because a person who
-asks for help should not wait for a parser to be imported, and turns every error into three lines on stderr
-(what happened, why, what to do) and the exit code that ayllu.errors gives it.
+The verbs are in verbs.py and verbs_examine.py, and listed here only. This file answers `--help` by itself,
+because a person who asks for help should not wait for a parser to be imported, and turns every error into
+three lines on stderr (what happened, why, what to do) and the exit code that ayllu.errors gives it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ayllu.errors import AylluError, UsageError
 from ayllu.files import typed_os_errors
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 # The first line of each verb's own help.
 VERBS = {
@@ -32,6 +36,28 @@ VERBS = {
     "report": "Write report.json and report.html of a run anew from what its stages recorded.",
     "version": "Versions of Ayllu and of what it stands on.",
 }
+
+_EXAMINING = ("show", "quantize", "bench", "eval", "report", "version")  # in verbs_examine.py
+
+
+def program() -> App:
+    """All verbs. Each is imported when it is called."""
+    from cyclopts import App
+
+    from ayllu import __version__
+
+    app = App(
+        name="ayllu",
+        help="Make, check, run and carry on an open language model on one machine.",
+        version=__version__,
+        help_format="plaintext",
+        result_action="return_value",
+    )
+    for name in VERBS:
+        file = "verbs_examine" if name in _EXAMINING else "verbs"
+        function = f"{name}_" if name in ("import", "eval") else name  # words that Python has taken
+        app.command(f"ayllu.{file}:{function}", name=name)
+    return app
 
 
 def overview() -> str:
@@ -73,8 +99,7 @@ def _run(words: list[str], *, debug: bool) -> int:
         return 0
     from cyclopts import CycloptsError
 
-    from ayllu.verbs_examine import app
-
+    app = program()
     try:
         with _broken_pipe_is_quiet(), typed_os_errors(Path.cwd()):
             app(words, exit_on_error=False, print_error=False)

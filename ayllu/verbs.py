@@ -1,5 +1,5 @@
 """The verbs of the command line that make and use models, each a typed function that cyclopts parses for.
-Those that examine are in verbs_examine.py.
+Those that examine are in verbs_examine.py; cli.py has the list of all.
 
 Imports stand inside the verbs: parsing needs neither torch nor a model.
 """
@@ -14,9 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from ayllu import __version__
 from ayllu.errors import CutOffError
 from ayllu.serve.options import EngineOptions
 
@@ -27,16 +26,7 @@ AnyModel = Annotated[str, Parameter(help="A model folder, a run folder, a name u
 EngineFlags = Annotated[EngineOptions, Parameter(name="*")]
 _USUAL = EngineOptions()
 
-app = App(
-    name="ayllu",
-    help="Make, check, run and carry on an open language model on one machine.",
-    version=__version__,
-    help_format="plaintext",
-    result_action="return_value",
-)
 
-
-@app.command
 def make(
     recipe: Path,
     /,
@@ -85,7 +75,6 @@ def make(
     print(f"  serve it   {me} serve {done['run']}")
 
 
-@app.command
 def run(
     model: Model,
     prompt: str | None = None,
@@ -134,7 +123,6 @@ def run(
         print("(cut off: no room or no tokens were left)", file=sys.stderr)
 
 
-@app.command
 def chat(
     model: Model,
     /,
@@ -175,7 +163,6 @@ def chat(
         converse(talk)
 
 
-@app.command
 def serve(
     model: Model, /, *, host: str = "127.0.0.1", port: int = 8080, engine: EngineFlags = _USUAL
 ) -> None:
@@ -193,7 +180,6 @@ def serve(
     serve_model(model_folder(model), host, port, options=_named(engine))
 
 
-@app.command(name="import")
 def import_(
     source: Annotated[str, Parameter(help="A .gguf file, or a folder in Meta's or Hugging Face's form.")],
     out: Path,
@@ -217,7 +203,6 @@ def import_(
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else sentence(said))
 
 
-@app.command
 def export(
     model: AnyModel,
     out: Path,

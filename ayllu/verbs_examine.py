@@ -1,6 +1,6 @@
 """The verbs of the command line that examine: what a model is, costs, knows, and how fast it runs.
 
-Imports stand inside the verbs, as in verbs.py, whose `app` they join.
+Imports stand inside the verbs, as in verbs.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from cyclopts import Parameter
 
 from ayllu import __version__
 from ayllu.errors import UsageError
-from ayllu.verbs import AnyModel, Flag, Json, app, model_folder
+from ayllu.verbs import AnyModel, Flag, Json, model_folder
 
 
-@app.command
 def show(
     model: Annotated[str | None, Parameter(help="A preset, a model folder, a .gguf file.")] = None,
     /,
@@ -49,7 +48,6 @@ def show(
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else shape.page(said))
 
 
-@app.command
 def quantize(
     model: AnyModel,
     /,
@@ -79,7 +77,6 @@ def quantize(
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else page(said))
 
 
-@app.command
 def bench(
     mode: Annotated[str, Parameter(help="decode, prefill or batch.")],
     model: Annotated[str | None, Parameter(help="A model folder, or a .gguf file.")] = None,
@@ -136,7 +133,6 @@ def bench(
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else measuring.page(said))
 
 
-@app.command(name="eval")
 def eval_(
     model: AnyModel,
     /,
@@ -195,7 +191,6 @@ def eval_(
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else page(said))
 
 
-@app.command
 def report(run_folder: Annotated[Path, Parameter(name="RUN")], /, *, as_json: Json = False) -> None:
     """Write report.json and report.html of a run anew from what its stages recorded.
 
@@ -210,7 +205,6 @@ def report(run_folder: Annotated[Path, Parameter(name="RUN")], /, *, as_json: Js
     print((run_folder / "report.json").read_text(encoding="utf-8").rstrip() if as_json else written)
 
 
-@app.command
 def version(*, as_json: Json = False) -> None:
     """Versions of Ayllu and of what it stands on."""
     import platform

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cyclopts import App
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_engine import Params, ScriptedEngine
 
-from ayllu import cli, terminal, verbs, verbs_examine
+from ayllu import cli, terminal, verbs
 from ayllu.errors import AylluError, NotUtf8Error, UsageError
 from ayllu.reason.loop import Event
 from ayllu.reason.transcript import Chat, Kind, call_text
@@ -72,7 +73,8 @@ def test_neither_help_nor_import_brings_torch() -> None:
 def test_every_verb_explains_itself() -> None:
     overview = ayllu("--help").stdout
     assert ayllu().stdout == ayllu("-h").stdout == overview
-    assert {name for name in verbs_examine.app if not name.startswith("-")} == set(cli.VERBS)
+    assert {name for name in cli.program() if not name.startswith("-")} == set(cli.VERBS)
+    assert not any(isinstance(value, App) for value in vars(verbs).values()), "no list that has only some"
     for verb, text in cli.VERBS.items():
         assert f"{verb} " in overview and text in overview
         done = ayllu(verb, "--help")

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from ayllu import cli
 from ayllu.errors import ModelFileDamagedError, RequestError, UsageError
 from ayllu.exchange import export_model, import_model
 from ayllu.files import write_json
@@ -183,9 +184,7 @@ def test_exit_codes(folder: Path, tmp_path: Path, words: list[str], code: int, s
 
 
 def test_the_result_as_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ayllu.verbs import app
-
-    app(["export", str(folder), str(tmp_path / "a.gguf"), "--kind", "Q8_0", "--json"])
+    cli.program()(["export", str(folder), str(tmp_path / "a.gguf"), "--kind", "Q8_0", "--json"])
     said = json.loads(capsys.readouterr().out)
     assert said["kind"] == "Q8_0" and said["parameters"] == sum(
         weight.numel() for weight in load_model(folder).parameters()
