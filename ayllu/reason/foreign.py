@@ -22,7 +22,7 @@ from ayllu.reason.formats.history import History, as_history, described, one_at_
 from ayllu.reason.formats.reading import Machine, Piece
 from ayllu.reason.formats.spans import ReadSpan, TurnReader, read_rendering, spans_of
 from ayllu.reason.template import ChatTemplate, Rendered, Run, load_template
-from ayllu.reason.transcript import Chat, Heard, Kind, Offer, Span, Transcript
+from ayllu.reason.transcript import Chat, Heard, Kind, Offer, Span, Transcript, assistant_message
 from ayllu.text.tokenizer import StreamDecoder, Tokenizer
 from ayllu.tools.calls import CallForm
 
@@ -185,21 +185,8 @@ class TemplateChat:
         ]
         if len(set(ids)) < len(ids):  # a model may give the same id twice
             ids = usual
-        calls = [
-            {
-                "id": number,
-                "type": "function",
-                "function": {"name": call.name or "unknown", "arguments": call.arguments},
-            }
-            for number, call in zip(ids, heard, strict=True)
-        ]
-        message: dict[str, Any] = {"role": "assistant", "content": self.answer(transcript)}
-        message["content"] = message["content"] or (None if calls else "")
-        if thoughts:
-            message["reasoning_content"] = "\n".join(thoughts)
-        if calls:
-            message["tool_calls"] = calls
-        return message
+        calls = [Heard(c.name or "unknown", c.arguments, i) for c, i in zip(heard, ids, strict=True)]
+        return assistant_message(self.answer(transcript) or "", thoughts, calls)
 
     # ---- rendering
     def _grown(self, transcript: Transcript, new: list[dict[str, Any]]) -> Conversation:

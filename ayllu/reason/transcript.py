@@ -252,24 +252,11 @@ class Chat:
         begun = max(
             (i for i, s in enumerate(transcript.spans) if s.kind in (Kind.USER, Kind.RESULT)), default=-1
         )
-        content = ""
-        thoughts: list[str] = []
-        calls: list[dict[str, Any]] = []
+        texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
         for span in transcript.spans[begun + 1 :]:
-            if span.kind == Kind.THINK:
-                thoughts.append(self.text(span))
-            elif span.kind == Kind.CALL:
-                name, arguments = split_call(self.text(span))
-                function = {"name": name, "arguments": arguments}
-                calls.append({"id": f"{call_ids}_{len(calls)}", "type": "function", "function": function})
-            elif span.kind == Kind.SAY:
-                content += self.text(span)
-        message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else "")}
-        if thoughts:
-            message["reasoning_content"] = "\n".join(thoughts)
-        if calls:
-            message["tool_calls"] = calls
-        return message
+            texts[span.kind].append(self.text(span))
+        calls = [Heard(*split_call(text), f"{call_ids}_{n}") for n, text in enumerate(texts[Kind.CALL])]
+        return assistant_message("".join(texts[Kind.SAY]), texts[Kind.THINK], calls)
 
 
 _KINDS = {
@@ -336,6 +323,19 @@ def system_text(system: str, tools: Sequence[str]) -> str:
     """The system span: the tools on offer on the first line, then the caller's own words."""
     lines = [f"tools: {', '.join(tools)}"] if tools else []
     return "\n".join(lines + ([system] if system else []))
+
+
+def assistant_message(said: str, thoughts: Sequence[str], calls: Sequence[Heard]) -> dict[str, Any]:
+    """A turn as an OpenAI message; each call with the id that it is to have."""
+    message: dict[str, Any] = {"role": "assistant", "content": said or (None if calls else "")}
+    if thoughts:
+        message["reasoning_content"] = "\n".join(thoughts)
+    if calls:
+        message["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+            for c in calls
+        ]
+    return message
 
 
 def call_text(name: str, arguments: dict[str, Any]) -> str:
