@@ -63,13 +63,18 @@ class TemplateChat:
         return habits_of(self.template, self._pieces)
 
     @cached_property
+    def forced_form(self) -> CallForm | None:
+        """How a call is written that has to come, where a model can be held to it: the marks have to be
+        control tokens, and the template has to write JSON in one piece (Qwen 3 Coder and Mistral 11 don't)."""
+        form, source = self.form.writes, (self.for_tools or self.template).source
+        held = form is not None and {form.opens, form.closes} <= self.tokenizer.control.keys()
+        return form if held and "<function=" not in source and "[ARGS]" not in source else None
+
+    @cached_property
     def call_form(self) -> CallForm | None:
-        """How calls are written, where a model can be held to it: its marks have to be control tokens, and
-        the template has to write JSON (Qwen 3 Coder's writes <function=...>)."""
-        form, control = self.form.writes, self.tokenizer.control
-        template = self.for_tools or self.template
-        held = form is not None and {form.opens, form.closes} <= control.keys()
-        return form if held and "<function=" not in template.source else None
+        """How calls are written that may come, where a model can be held to it."""
+        form = self.forced_form
+        return None if form is None or form.ends_turn else form
 
     @cached_property
     def _habits_for_tools(self) -> Habits:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ayllu.errors import QueueFullError
 from ayllu.reason.transcript import Chat, Kind, Transcript
-from ayllu.tools.calls import call_grammar
+from ayllu.tools.calls import CallForm, call_grammar
 from ayllu.tools.session import MAX_CALLS, Record, Rules, Session
 from ayllu.tools.tool import Toolbox
 
@@ -192,13 +192,13 @@ def held_to_tools(params: SamplingParams, chat: Chat | TemplateChat, toolbox: To
     don't stand between two control tokens, and where there is no tool to call.
     """
     form = chat.call_form
-    return held_to(params, chat, call_grammar(toolbox.tools, form)) if form is not None else params
+    return held_to(params, chat, form, call_grammar(toolbox.tools, form)) if form is not None else params
 
 
 def held_to(
-    params: SamplingParams, chat: Chat | TemplateChat, grammar: str, *, forced: bool = False
+    params: SamplingParams, chat: Chat | TemplateChat, form: CallForm, grammar: str, *, forced: bool = False
 ) -> SamplingParams:
-    """`params` with which every call follows `grammar` ("": as they were), for a chat that has a `call_form`.
+    """`params` with which every call follows `grammar` ("": as they were); `form` is the chat's own.
 
     `forced`: the answer is one call and nothing else. To the engine it begins with a thought of no length: it
     puts in the token that ends it, which here is the one that opens the call.
@@ -207,9 +207,7 @@ def held_to(
         return params
     from ayllu.engine.request import Enclosed, Grammar, ThinkingBudget
 
-    form, control = chat.call_form, chat.tokenizer.control
-    assert form is not None
-    opens, closes = control[form.opens], control[form.closes]
+    opens, closes = chat.tokenizer.control[form.opens], chat.tokenizer.control[form.closes]
     params = replace(params, enclosed=Enclosed(opens, closes, Grammar("lark", grammar)))
     if not forced:
         return params

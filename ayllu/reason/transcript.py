@@ -119,7 +119,8 @@ class Transcript:
 class Chat:
     """Builds and reads transcripts with one tokenizer."""
 
-    call_form: CallForm = OURS
+    call_form: CallForm = OURS  # of calls that may come, and of one that has to
+    forced_form: CallForm = OURS
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

@@ -32,7 +32,7 @@ def held_calls(
     """`params` that hold calls to `request.tools` and force one where it is asked for, and the names of what
     they are not held to. ApiError 400, with the field."""
     functions, forced = [offer.function for offer in request.tools or ()], forced_names(request)
-    if (form := chat.call_form) is None:
+    if (form := chat.forced_form if forced else chat.call_form) is None:
         why = "this model's chat format has no calls that can be held to a schema"
         for index, function in enumerate(functions):
             if function.strict:
@@ -61,7 +61,7 @@ def held_calls(
             raise invalid(f"these schemas are too large together: {error.why}", "tools") from error
         grammar = grammar_of([(name, {"type": "object"}) for name, _ in rules], form)
         ignored = ["tools.function.parameters"]
-    return held_to(params, chat, grammar, forced=bool(forced)), ignored
+    return held_to(params, chat, form, grammar, forced=bool(forced)), ignored
 
 
 @lru_cache(maxsize=_KEPT)

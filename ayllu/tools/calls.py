@@ -28,13 +28,16 @@ MOST = 10**15  # magnitude of whole numbers where the schema has no bound: JSON 
 @dataclass(frozen=True)
 class CallForm:
     """How a call is written: the control tokens round it, and the text before and after its arguments, in
-    which NAME stands for the tool's. `spaced`: a space behind commas and colons, as Python writes JSON."""
+    which NAME stands for the tool's. `spaced`: a space behind commas and colons, as Python writes JSON.
+    `ends_turn`: what closes it ends the turn as well, so that only a call that is forced can be held to it.
+    """
 
     opens: str
     closes: str
     before: str
     after: str = ""
     spaced: bool = False
+    ends_turn: bool = False
 
 
 OURS = CallForm("<|tool|>", "<|/tool|>", "NAME ")

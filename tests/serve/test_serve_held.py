@@ -49,7 +49,7 @@ def random_engine(tokenizer):
     return Engine(decoder, tokenizer=tokenizer)
 
 
-@pytest.fixture(scope="module", params=["ours", "qwen"])
+@pytest.fixture(scope="module", params=["ours", "qwen", "llama", "mistral"])
 def served(request, tmp_path_factory, tokenizer):
     """A server whose model writes tokens at random."""
     chat, known = None, tokenizer

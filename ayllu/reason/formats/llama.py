@@ -22,6 +22,7 @@ from ayllu.reason.formats.form import (
     json_value,
 )
 from ayllu.reason.transcript import Heard, Kind
+from ayllu.tools.calls import CallForm
 
 
 def read(parts: Parts) -> list[Heard]:
@@ -69,4 +70,6 @@ LLAMA = Format(
     bare=True,
     roles={"system": Kind.SYSTEM, "user": Kind.USER, "assistant": Kind.SAY, "ipython": Kind.RESULT,
            "tool": Kind.RESULT},
+    writes=CallForm("<|python_tag|>", "<|eot_id|>", '{"name": "NAME", "parameters": ', "}", spaced=True,
+                    ends_turn=True),
 )  # fmt: skip

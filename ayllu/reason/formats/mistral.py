@@ -23,6 +23,7 @@ from ayllu.reason.formats.form import (
     named_call,
 )
 from ayllu.reason.transcript import Heard, Kind
+from ayllu.tools.calls import CallForm
 
 _SIGNS = string.ascii_letters + string.digits
 
@@ -73,4 +74,7 @@ MISTRAL = Format(
     },
     read=read,
     call_id=nine_signs,
+    writes=CallForm(
+        "[TOOL_CALLS]", "</s>", '[{"name": "NAME", "arguments": ', "}]", spaced=True, ends_turn=True
+    ),
 )
