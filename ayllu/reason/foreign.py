@@ -65,7 +65,7 @@ class TemplateChat:
     @cached_property
     def forced_form(self) -> CallForm | None:
         """How a call is written that has to come, where a model can be held to it: the marks have to be
-        control tokens, and the template has to write JSON in one piece (Qwen 3 Coder and Mistral 11 don't)."""
+        control tokens, and the template has to write JSON in one piece (Qwen 3 Coder, Mistral 11 don't)."""
         form, source = self.form.writes, (self.for_tools or self.template).source
         held = form is not None and {form.opens, form.closes} <= self.tokenizer.control.keys()
         return form if held and "<function=" not in source and "[ARGS]" not in source else None
