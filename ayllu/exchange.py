@@ -34,7 +34,7 @@ def import_model(name: str, out: Path, *, dtype: str = "auto") -> dict[str, Any]
     """
     from ayllu.model.weights import load_model, open_weights, save_model
 
-    source = find_plain(name, "exported")
+    source = find_plain(name, "converted")
     if out.exists():
         raise UsageError(f"{out} exists already", fix="name a folder that doesn't")
     values, tensors = open_weights(source)
@@ -69,7 +69,7 @@ def export_model(name: str, out: Path, *, form: str = "auto", kind: str = "F16")
         raise UsageError(f"{out} is a folder, and a GGUF model is one file", fix=f"try {out / 'model.gguf'}")
     if out.exists():
         raise UsageError(f"{out} exists already", fix="name a file that doesn't")
-    source = find_plain(name, "exported")
+    source = find_plain(name, "converted")
     from ayllu.model.formats.gguf import EXPORTED, write_gguf
     from ayllu.model.weights import load_model
     from ayllu.text.gguf_vocabulary import gguf_values
@@ -121,7 +121,7 @@ def find(name: str) -> Path:
 
 
 def find_plain(name: str, done: str) -> Path:
-    """`find`, for a model that is to be `done` (exported, say) and whose weights have to be whole for that.
+    """`find`, for a model that is to be `done` (converted, say) and whose weights have to be whole for that.
     Errors: those of `find`, UsageError for packed weights."""
     from ayllu.engine.quantize import packed_only
 

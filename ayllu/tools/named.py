@@ -105,6 +105,8 @@ def open_tools(
         elif name == "hand_off":
             from ayllu.tools.hand_off import hand_off_tool, record_in
 
+            if not Path(where).parent.is_dir():
+                raise InputNotFoundError(f"there is no folder {Path(where).parent}", fix="make it first")
             made = [hand_off_tool(record_in(Path(where)))]
         else:
             from ayllu.tools.mcp import Servers, read_servers

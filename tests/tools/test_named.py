@@ -84,6 +84,7 @@ def test_what_is_not_there_is_told(tmp_path):
         f"sql={tmp_path / 'none.csv'}",
         f"documents={tmp_path / 'none'}",
         f"mcp={tmp_path / 'none.toml'}",
+        f"hand_off={tmp_path / 'none' / 'calls.jsonl'}",
     ):
         with contextlib.ExitStack() as stack, pytest.raises(InputNotFoundError, match="there is no") as error:
             open_tools([wish], stack)
