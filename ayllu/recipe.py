@@ -39,6 +39,7 @@ TABLES: dict[str, str] = {
     "sft": "ayllu.train.sft:SftSettings",
     "expert": "ayllu.train.expert:ExpertSettings",
     "rl": "ayllu.train.rl:RlSettings",
+    "verifier": "ayllu.train.verifier:VerifierSettings",
     "eval": "ayllu.evals.stage:EvalSettings",
     "release": "ayllu.release:ReleaseSettings",
 }

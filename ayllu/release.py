@@ -19,6 +19,7 @@ from typing import Any
 
 from ayllu.errors import BadFileError, ModelFileDamagedError, ModelFileMissingError
 from ayllu.files import (
+    make_folder,
     read_json,
     safe_join,
     sha256_file,
@@ -33,6 +34,7 @@ from ayllu.report.summary import STAGES, read_stages, summarise
 from ayllu.stage import StageContext, free
 
 MANIFEST = "manifest.json"
+VERIFIER = "verifier"  # the folder of the verifier within the model's
 CHAT_TEMPLATE = Path(__file__).parent / "reason" / "chat_template.jinja"
 LICENCE = Path(__file__).parent / "report" / "LICENSE-Apache-2.0.txt"
 _CODE = {".py", ".so", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy"}
@@ -49,7 +51,8 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
     """Fill `context.folder` with the model after RL, check it, and return its hashes for the report.
 
     Reads rl/model (config.json, *.safetensors), tokenizer/, the text stage's manifest and attribution,
-    and every stage's result. Begins afresh when it is called again. Returns `weights_sha256`,
+    and every stage's result; a run's verifier goes into the model's folder `verifier`. Begins afresh when
+    it is called again. Returns `weights_sha256`,
     `tokenizer_sha256`, `data_manifest_sha256`, `files`, `bytes`.
     Errors: ModelFileMissingError, ModelFileDamagedError, DiskFullError, FolderReadOnlyError.
     """
@@ -61,6 +64,8 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
         if path.is_file():
             _copy(path, folder / path.name)
     _copy(_need(context.inputs["tokenizer"] / "tokenizer.json"), folder / "tokenizer.json")
+    if "verifier" in context.inputs:
+        _copy_verifier(context.inputs["verifier"] / "model", folder / VERIFIER)
     context.progress.update(1, "weights copied")
 
     recipe = _recipe(run)
@@ -255,6 +260,17 @@ def _copy(source: Path, target: Path) -> None:
             os.fsync(new.fileno())
         os.replace(part, target)
         sync_folder(target.parent)
+
+
+def _copy_verifier(source: Path, target: Path) -> None:
+    """The backbone's weights and configs, its tokenizer, and the head."""
+    from ayllu.reason.verify import HEAD
+
+    _need(source / HEAD)
+    _need(source / "config.json")
+    make_folder(target)
+    for path in sorted(p for p in source.iterdir() if p.suffix in (".json", ".safetensors")):
+        _copy(path, target / path.name)
 
 
 def _need(path: Path) -> Path:

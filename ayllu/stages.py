@@ -54,7 +54,8 @@ class Stage:
     files: tuple[str, ...] = ()  # settings that name input files and folders
     reads: tuple[str, ...] = ("seed", "threads", "device")
     extras: tuple[Extra, ...] = ()
-    before: str = ""  # of an optional stage: the one that begins from its result
+    before: str = ""  # of an optional stage: the one that it stands before
+    read_by: tuple[str, ...] = ()  # of an optional stage: those that take up its result
 
     def folder(self, run: Path) -> Path:
         """Where the results go."""
@@ -123,6 +124,16 @@ OPTIONAL: tuple[Stage, ...] = (
         needs=("text", "tokenizer", "sft"),
         extras=(Extra("practice", "sft"),),
         before="rl",
+        read_by=("rl",),
+    ),
+    Stage(
+        "verifier",
+        "ayllu.train.verifier:verifier",
+        "verifier",
+        needs=("text", "tokenizer", "rl"),
+        extras=(Extra("practice", "sft"),),
+        before="eval",
+        read_by=("release",),
     ),
 )
 
@@ -133,9 +144,10 @@ def stages_of(raw: Mapping[str, Any], stages: Sequence[Stage] = STAGES) -> tuple
     for extra in OPTIONAL:
         names = [stage.name for stage in found]
         if extra.table in raw and extra.before in names and extra.name not in names:
-            at = names.index(extra.before)
-            follower = replace(found[at], needs=(*found[at].needs, extra.name))
-            found[at : at + 1] = [extra, follower]
+            found.insert(names.index(extra.before), extra)
+            for at, stage in enumerate(found):
+                if stage.name in extra.read_by:
+                    found[at] = replace(stage, needs=(*stage.needs, extra.name))
     return tuple(found)
 
 

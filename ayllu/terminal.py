@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -243,10 +243,14 @@ def one_answer(talk: Talk, prompt: str, *, quiet: bool = False, silent: bool = F
 
     if not prompt.strip() and not isinstance(talk.chat, Continuation):
         raise RequestError("the prompt is empty")
+    return _painted(talk.answer(talk.begin(prompt)), quiet=quiet, silent=silent)
+
+
+def _painted(events: Iterable[Event], *, quiet: bool, silent: bool) -> dict[str, Any]:
     painter = Painter(sys.stdout, sys.stderr, quiet=quiet)
     said: dict[str, Any] = {"answer": "", "reasoning": "", "calls": []}
     kind = ""
-    for event in talk.answer(talk.begin(prompt)):
+    for event in events:
         if not silent:
             painter.paint(event)
         if event.kind == "say":
@@ -263,6 +267,19 @@ def one_answer(talk: Talk, prompt: str, *, quiet: bool = False, silent: bool = F
             said |= _counts(event.answer)
         kind = event.kind
     return said
+
+
+def paint_answer(
+    talk: Talk, begun: Transcript, answer: Answer, *, quiet: bool = False, silent: bool = False
+) -> dict[str, Any]:
+    """Paint an answer that is there already, as `one_answer` would have; `begun` is what it answers."""
+    from ayllu.reason.loop import Event
+
+    made = answer.transcript.spans[len(begun.spans) :]
+    events = [Event(str(span.kind), talk.chat.text(span)) for span in made]
+    if answer.told:
+        events.append(Event("say", answer.told))
+    return _painted([*events, Event("done", answer=answer)], quiet=quiet, silent=silent)
 
 
 def _counts(answer: Answer | None) -> dict[str, Any]:

@@ -12,19 +12,23 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ayllu.errors import CutOffError
-from ayllu.serve.options import EngineOptions
+from ayllu.errors import CutOffError, RequestError, UsageError
+from ayllu.serve.options import HOT, ChoiceOptions, EngineOptions
+
+if TYPE_CHECKING:
+    from ayllu.terminal import Talk
 
 Flag = Parameter(negative=())
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
 Model = Annotated[Path, Parameter(help="A model folder, a run folder, or a name under models/.")]
 AnyModel = Annotated[str, Parameter(help="A model folder, a run folder, a name under models/, a .gguf file.")]
 EngineFlags = Annotated[EngineOptions, Parameter(name="*")]
-_USUAL = EngineOptions()
+ChoiceFlags = Annotated[ChoiceOptions, Parameter(name="*")]
+_USUAL, _ONE = EngineOptions(), ChoiceOptions()
 
 
 def make(
@@ -47,7 +51,7 @@ def make(
     recipe
         A recipe file, such as recipes/demo.toml.
     until
-        The last stage to do: text, tokenizer, pretrain, sft, (expert,) rl, eval or release.
+        The last stage to do: text, tokenizer, pretrain, sft, (expert,) rl, (verifier,) eval or release.
     out
         The run folder (default: runs/NAME).
     seed
@@ -87,6 +91,7 @@ def run(
     tool: Annotated[list[str] | None, Parameter(negative=())] = None,
     quiet: Annotated[bool, Flag] = False,
     as_json: Json = False,
+    choice: ChoiceFlags = _ONE,
     engine: EngineFlags = _USUAL,
 ) -> None:
     """Answer one prompt: the answer to stdout, thinking and tool calls to stderr.
@@ -98,7 +103,8 @@ def run(
     max_tokens
         At most so many tokens, thinking included (default: what the context holds).
     temperature
-        0 always takes the likeliest token (default: as the model's generation_config.json says).
+        0 always takes the likeliest token (default: as the model's generation_config.json says; 0.7 for
+        several answers).
     seed
         Makes sampling repeatable.
     tools
@@ -110,17 +116,76 @@ def run(
     """
     from ayllu.terminal import load_talk, one_answer, read_prompt
 
+    k = choice.answers(temperature)
+    if k and temperature is None:
+        temperature = HOT
     folder = model_folder(model)
     question = read_prompt(prompt, folder)
     wish = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "engine": _named(engine)}
     with load_talk(folder, tools=tools, further=tool or (), **wish) as talk:  # type: ignore[arg-type]
-        said = one_answer(talk, question, quiet=quiet, silent=as_json)
+        if k:
+            said = _chosen(talk, question, k, choice, engine.device, quiet=quiet, silent=as_json)
+        else:
+            said = one_answer(talk, question, quiet=quiet, silent=as_json)
     if as_json:
         print(json.dumps(said, indent=2, ensure_ascii=False))
     if said["finish_reason"] == "length":
         if not said["answer"].strip():
             raise CutOffError(said["tokens"], max_tokens)
         print("(cut off: no room or no tokens were left)", file=sys.stderr)
+
+
+def _chosen(
+    talk: Talk, prompt: str, k: int, choice: ChoiceOptions, device: str, *, quiet: bool, silent: bool
+) -> dict[str, Any]:
+    """Answer k times and paint the chosen answer; what happened, as plain values (`chosen`: how).
+
+    UsageError for a model without a chat format, RequestError without a prompt, CutOffError when no answer
+    came to its end, and what reading a verifier raises.
+    """
+    from ayllu.reason.foreign import Continuation
+    from ayllu.reason.verify import check_fits, load_verifier
+    from ayllu.reason.vote import agreeing, several
+    from ayllu.terminal import paint_answer
+
+    if isinstance(talk.chat, Continuation):
+        raise UsageError(
+            "this model has no chat format: texts that it goes on with can't be voted on",
+            fix="leave --votes, --best-of and --verifier out",
+        )
+    judge = None
+    if choice.verifier is not None:
+        judge = load_verifier(choice.verifier, device)
+        check_fits(judge, talk.engine.vocab_size)
+    if not prompt.strip():
+        raise RequestError("the prompt is empty")
+    begun = talk.begin(prompt)
+    answers = several(
+        talk.engine,
+        talk.chat,  # type: ignore[arg-type]  # TemplateChat has the same methods
+        begun,
+        talk.toolbox,
+        talk.params,
+        k,
+        rules=talk.rules,
+        constrain=talk.constrain,
+    )
+    texts = [a.told or talk.chat.answer(a.transcript) if a.finish_reason == "stop" else None for a in answers]
+    scores = judge.score([answer.transcript for answer in answers]) if judge is not None else None
+    place, agree = agreeing(texts, scores, best=choice.best_of is not None)
+    if place is None:
+        raise CutOffError(max(answer.tokens for answer in answers), talk.params.max_tokens)
+    said = paint_answer(talk, begun, answers[place], quiet=quiet, silent=silent)
+    by = "most answers" if scores is None else "scores" if choice.best_of is None else "the best score"
+    rows = [{"answer": text} for text in texts]
+    if scores is not None:
+        rows = [{**row, "score": round(score, 4)} for row, score in zip(rows, scores, strict=True)]
+    if not silent:
+        note = f"{agree} of {k} agree"
+        if scores is not None:
+            note += f"; chosen by {by}, it has {scores[place]:.2f}"
+        print(f"({note})", file=sys.stderr)
+    return {**said, "chosen": {"by": by, "agree": agree, "of": k, "answers": rows}}
 
 
 def chat(

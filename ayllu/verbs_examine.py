@@ -141,6 +141,7 @@ def eval_(
     data: Path | None = None,
     n: int | None = None,
     samples: int = 1,
+    verifier: Path | None = None,
     temperature: float | None = None,
     max_tokens: int | None = None,
     shots: int | None = None,
@@ -162,6 +163,8 @@ def eval_(
         So many rows of each task, by lot (default: all; 1,000 problems of a family).
     samples
         Answers to each question: pass@k and the answer that most give (maj@k).
+    verifier
+        A verifier's folder, or a run or model that has one: its best answer and its weighted vote, too.
     temperature
         Default: 0, and 0.7 with several samples.
     max_tokens
@@ -186,7 +189,7 @@ def eval_(
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     said = evaluate_model(
         model_folder(Path(model)), names, data=data, settings=settings, weights=weights,
-        device=choose_device(device), out=out,
+        device=choose_device(device), out=out, verifier=verifier,
     )  # fmt: skip
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else page(said))
 

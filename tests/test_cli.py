@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from scripted_engine import Params, ScriptedEngine
 
 from ayllu import cli, terminal, verbs
-from ayllu.errors import AylluError, NotUtf8Error, UsageError
-from ayllu.reason.loop import Event
+from ayllu.errors import AylluError, CutOffError, NotUtf8Error, RequestError, UsageError
+from ayllu.reason import verify, vote
+from ayllu.reason.loop import Answer, Event
 from ayllu.reason.transcript import Chat, Kind, call_text
 from ayllu.terminal import Painter, Talk, harmless
 from ayllu.text.tokenizer import train_tokenizer
@@ -281,6 +282,73 @@ def test_run_quiet_and_json(model: str, capsys: Any) -> None:
         "tokens": json.loads(out)["tokens"],
         "thinking_tokens": json.loads(out)["thinking_tokens"],
     }
+
+
+def several_answers(*said: str, cut: int = 0) -> Any:
+    """In place of asking several times: these answers, the last `cut` of them cut off."""
+
+    def canned(engine: Any, chat: Chat, begun: Any, box: Any, params: Any, k: int, **how: Any) -> Any:
+        assert k == len(said) and set(how) == {"rules", "constrain"}
+        thought = chat.add(begun, Kind.THINK, "thinking", sampled=True)
+        return [
+            Answer(chat.add(thought, Kind.SAY, text, sampled=True), "length" if n >= k - cut else "stop")
+            for n, text in enumerate(said)
+        ]
+
+    return canned
+
+
+def test_run_gives_the_answer_of_the_majority(
+    model: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vote, "several", several_answers("41", "42", "42.0", "41", "41", cut=2))
+    assert call_cli("run", model, "What is 12+30?", "--votes", "5") == 0
+    assert capsys.readouterr() == ("42\n", "thinking\n(2 of 5 agree)\n")
+    assert call_cli("run", model, "What is 12+30?", "--votes", "5", "--json") == 0
+    out, err = capsys.readouterr()
+    said = json.loads(out)
+    assert err == "" and said["answer"] == "42" and said["reasoning"] == "thinking"
+    chosen = said["chosen"]
+    assert (chosen["by"], chosen["agree"], chosen["of"]) == ("most answers", 2, 5)
+    assert [row["answer"] for row in chosen["answers"]] == ["41", "42", "42.0", None, None]
+    monkeypatch.setattr(vote, "several", several_answers("41", "42", cut=2))
+    assert call_cli("run", model, "What is 12+30?", "--votes", "2") == CutOffError.exit_code
+    assert call_cli("run", model, "  ", "--votes", "2") == RequestError.exit_code
+
+
+def test_run_gives_the_answer_that_the_verifier_chooses(
+    model: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Judge:
+        def score(self, transcripts: Any) -> list[float]:
+            return [{"40": 0.9, "41": 0.5, "42": 0.6}[str(CHAT.answer(t))] for t in transcripts]
+
+    monkeypatch.setattr(verify, "load_verifier", lambda folder, device: Judge())
+    monkeypatch.setattr(verify, "check_fits", lambda judge, vocabulary: None)
+    monkeypatch.setattr(ScriptedEngine, "vocab_size", 300, raising=False)
+    monkeypatch.setattr(vote, "several", several_answers("41", "42", "42", "40"))
+    assert call_cli("run", model, "?", "--quiet", "--best-of", "4", "--verifier", "v") == 0
+    assert capsys.readouterr() == ("40\n", "(1 of 4 agree; chosen by the best score, it has 0.90)\n")
+    assert call_cli("run", model, "?", "--quiet", "--votes", "4", "--verifier", "v") == 0
+    assert capsys.readouterr() == ("42\n", "(2 of 4 agree; chosen by scores, it has 0.60)\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--votes", "1"], "not possible"),
+        (["--votes", "129"], "not possible"),
+        (["--votes", "4", "--temperature", "0"], "the same answer every time"),
+        (["--best-of", "4"], "add --verifier"),
+        (["--best-of", "4", "--votes", "4", "--verifier", "v"], "two ways to choose"),
+        (["--verifier", "v"], "several answers"),
+    ],
+)
+def test_ways_to_choose_that_contradict_are_refused(
+    model: str, capsys: Any, words: list[str], said: str
+) -> None:
+    assert call_cli("run", model, "What is 12+30?", *words) == UsageError.exit_code
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["-"], []])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model, save_model
 from ayllu.progress import Progress
 from ayllu.reason.transcript import Chat
+from ayllu.reason.verify import HEAD, Verifier, load_verifier, save_head
 from ayllu.release import ReleaseSettings, release, verify_model_folder
 from ayllu.report.card import model_card
 from ayllu.stage import StageContext
 from ayllu.text.tokenizer import CONTROL, Tokenizer, train_tokenizer
+from ayllu.train.sft import save_into
 
 TEXT = "What is 417 + 385? Use the numbers 3, 7 and 25 to make 46. Guten Tag, schöner Tag! నమస్కారం తెలుగు. "
 MIXTURE = [
@@ -112,6 +115,25 @@ def test_folder_holds_what_others_expect_and_no_code(folder: Path, result: dict[
     assert "auto_map" not in (folder / "config.json").read_text()
     assert result["weights_sha256"] == sha256_file(folder / "model.safetensors")
     assert result["files"] == len(names)
+
+
+def test_a_verifier_travels_with_its_model(tmp_path: Path) -> None:
+    here = make_run(tmp_path / "demo")
+    made = Verifier(load_model(here.inputs["rl"] / "model"))
+    torch.nn.init.normal_(made.head.weight)
+    inputs = here.inputs | {"verifier": tmp_path / "demo" / "verifier"}
+    inputs["verifier"].mkdir()
+    save_into(replace(here, folder=inputs["verifier"]), made.decoder, Tokenizer.load(inputs["tokenizer"]))
+    with pytest.raises(ModelFileMissingError, match=r"verifier\.safetensors"):
+        release(replace(here, inputs=inputs), ReleaseSettings())
+    save_head(made, inputs["verifier"] / "model")
+    release(replace(here, inputs=inputs), ReleaseSettings())
+    listed = read_json(here.folder / "manifest.json")["files"]
+    assert {f"verifier/{name}" for name in ("config.json", "model.safetensors", HEAD)} <= set(listed)
+    assert torch.equal(load_verifier(here.folder).head.weight, made.head.weight)
+    (here.folder / "verifier" / "verifier.safetensors").unlink()
+    with pytest.raises(ModelFileMissingError, match=r"verifier\.safetensors"):
+        verify_model_folder(here.folder)
 
 
 def test_manifest_lists_every_file_and_the_data(folder: Path, context: StageContext) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ayllu.files import read_json, sha256_file, sha256_json, write_json
 from ayllu.progress import Progress
 from ayllu.reason.foreign import Continuation, TemplateChat, chat_of
 from ayllu.reason.practice import EXAMS, RESAMPLED
+from ayllu.reason.verify import Verifier, check_fits, find_verifier, load_verifier
 
 CODE_VERSION = 2  # raised when the same settings would give another result; 2: the sign of a lenient −5
 KIND = "ayllu eval"
@@ -142,13 +143,16 @@ def evaluate_model(
     batch: int = 64,
     out: Path | None = None,
     quiet: bool = False,
+    verifier: Path | None = None,
 ) -> dict[str, Any]:
     """Examine the model in a folder or GGUF file -> all results, as they stand in `out`.
 
+    With the folder of a `verifier` its choice among several samples is scored, too.
     Errors before any work: UsageError, InputNotFoundError, BadFileError, ModelFileMissingError.
     """
     settings = settings or ExamSettings()
     check_settings(settings)
+    chosen_by = _verifier_folder(verifier, settings)
     named = find_tasks(tasks, data, settings)
     head: dict[str, Any] = {
         "kind": KIND,
@@ -159,10 +163,13 @@ def evaluate_model(
         "device": device,
     }
     before = _kept(out, head)
+    depends = dict(head)
+    if chosen_by is not None:
+        depends["verifier_sha256"] = hash_model(chosen_by)
     results: dict[str, Any] = dict(before.get("results") or {})
     known: dict[str, Any] = {key: before[key] for key in ("chat_format", "context") if key in before}
     made: dict[str, Any] = {**head, **known, "machine": machine.describe(), "results": results}
-    prints = {task.name: _fingerprint(task, head, settings) for task in named}
+    prints = {task.name: _fingerprint(task, depends, settings) for task in named}
     missing = [task for task in named if results.get(task.name, {}).get("fingerprint") != prints[task.name]]
     progress = Progress("eval", quiet=quiet)
     if missing:
@@ -171,6 +178,8 @@ def evaluate_model(
         with Engine(model, weights=weights, device=device, max_sequences=batch) as engine:
             assert engine.tokenizer is not None, "an engine from a folder has one"
             subject = Subject(engine, chat_of(model, engine.tokenizer))
+            if chosen_by is not None:
+                subject = replace(subject, verifier=_load_verifier(chosen_by, subject, device))
             made |= {"chat_format": _form_of(subject), "context": engine.context_length}
             for task in missing:
                 began = time.perf_counter()
@@ -178,12 +187,37 @@ def evaluate_model(
                 found["seconds"] = round(time.perf_counter() - began, 3)
                 found["seed"], found["data"] = settings.seed, _hashes(task)
                 found["fingerprint"] = prints[task.name]
+                if chosen_by is not None:
+                    found["verifier_sha256"] = depends["verifier_sha256"]
                 results[task.name] = found
                 if out is not None:
                     write_json(out, made)
                 progress.say(line(found))
     asked = {task.name: results[task.name] for task in named}
     return {**made, "results": asked}
+
+
+def _verifier_folder(verifier: Path | None, settings: ExamSettings) -> Path | None:
+    """Where the verifier lies. UsageError when there would be nothing to choose from."""
+    if verifier is None:
+        return None
+    if settings.samples < 2:
+        raise UsageError(
+            "a verifier chooses among several answers, and each question gets one",
+            fix="add --samples 8, or leave --verifier out",
+        )
+    return find_verifier(verifier)
+
+
+def _load_verifier(folder: Path, subject: Subject, device: str) -> Verifier:
+    """UsageError for a verifier of another vocabulary, or a model that has no chat format."""
+    if subject.continues:
+        raise UsageError(
+            "a verifier scores conversations, and this model has no chat format", fix="leave --verifier out"
+        )
+    made = load_verifier(folder, device)
+    check_fits(made, subject.engine.vocab_size)
+    return made
 
 
 def _examine(

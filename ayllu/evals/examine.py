@@ -19,11 +19,12 @@ from ayllu.evals.items import Choice, Example, Item, Program, Shots
 from ayllu.evals.official import Official, with_shots
 from ayllu.evals.programs import judge_programs
 from ayllu.evals.runner import distinct_problems
-from ayllu.evals.scoring import score_choices, score_said, score_texts
+from ayllu.evals.scoring import score_choices, score_said, score_texts, share
 from ayllu.evals.subject import Asked, Examinee, Said, Sampling
 from ayllu.progress import Progress
 from ayllu.reason.practice import RESAMPLED, toolbox_of
 from ayllu.reason.task import NewTemplates, Problem, Task
+from ayllu.reason.verify import highest
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.python import python_tool
 from ayllu.tools.sandbox import Sandbox
@@ -241,6 +242,38 @@ def _verdict(task: Task, problem: Problem, text: str | None) -> Judged:
 
 
 # ---- both
+def choices_by_score(said: Sequence[Sequence[Said]], judged: Sequence[Sequence[Judged]]) -> dict[str, Any]:
+    """What a verifier's scores choose from the samples of each row: the best of them (Cobbe et al. 2021), and
+    the answer with the largest sum of scores (Li et al. 2022). Nothing without scores, or with one sample."""
+    k = len(said[0]) if said else 1
+    if k < 2 or all(one.score is None for row in said for one in row):
+        return {}
+    best, weighted = [], []
+    for row, verdicts in zip(said, judged, strict=True):
+        scores = [one.score or 0.0 for one in row]
+        best.append(verdicts[highest(scores, [one.finish == "stop" for one in row])])
+        weighted.append(_by_weight(verdicts, scores))
+    found: dict[str, Any] = {"best_of": {"k": k, **share([one.strict for one in best])}}
+    found["best_of"]["lenient"] = share([one.lenient for one in best])
+    if any(one.value is not None for row in judged for one in row):
+        found["weighted"] = {"k": k, **share([one.strict for one in weighted])}
+        found["weighted"]["lenient"] = share([one.lenient for one in weighted])
+    return found
+
+
+def _by_weight(verdicts: Sequence[Judged], scores: Sequence[float]) -> Judged:
+    """The verdict on the value with the largest sum of scores, strict as that of a vote by count is."""
+    sums: dict[str, float] = {}
+    for one, score in zip(verdicts, scores, strict=True):
+        if one.value is not None:
+            sums[one.value] = sums.get(one.value, 0.0) + score
+    if not sums:
+        return NOTHING
+    value = max(sums, key=lambda each: sums[each])
+    those = [one for one in verdicts if one.value == value]
+    return Judged(any(one.strict for one in those), any(one.lenient for one in those), value)
+
+
 def _counting(note: str, progress: Progress) -> Callable[[int], None]:
     return lambda done: progress.update(done, note)
 
@@ -255,6 +288,7 @@ def _said(
 ) -> dict[str, Any]:
     prompts = [each.text if examinee.continues else each.question for each in asked]
     made = score_said([each.key for each in asked], prompts, wanted, said, judged)
+    made |= choices_by_score(said, judged)
     made["asked_as"] = "text" if examinee.continues else "conversation"
     made["sampling"] = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
     return made

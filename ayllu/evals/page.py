@@ -36,6 +36,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
+def _scored(found: Mapping[str, Any]) -> str:
+    return f"{_percent(found['score'])} ({100 * found['low']:.2f} to {100 * found['high']:.2f})"
+
+
 def _row(result: Mapping[str, Any]) -> tuple[str, ...]:
     if result["form"] == "bits":
         spread = "" if result["low"] is None else f"{result['low']:.4f} to {result['high']:.4f}"
@@ -63,6 +67,10 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         notes.append(f"by rule: {rules} (the score is by: {result['rule']})")
     if "window" in result:
         notes.append(f"windows of {result['window']} tokens, one every {result['stride']}")
+    if "best_of" in result:
+        ways = {"best of": result["best_of"], "weighted vote of": result.get("weighted")}
+        shown = (f"{name} {way['k']} {_scored(way)}" for name, way in ways.items() if way)
+        notes.append(f"by the verifier: {', '.join(shown)}")
     if "f1" in result:
         notes.append(f"F1 {_percent(result['f1']['score'])}")
     if result.get("calls"):

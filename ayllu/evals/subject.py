@@ -23,6 +23,7 @@ from ayllu.evals.sets import LETTERS
 from ayllu.reason.foreign import Continuation, TemplateChat
 from ayllu.reason.loop import Answer, answer_batch
 from ayllu.reason.transcript import Chat, Kind, Transcript
+from ayllu.reason.verify import Verifier
 from ayllu.tools.tool import Toolbox
 
 AT_ONCE = 512  # prompts of a model that continues texts, handed to the engine together
@@ -37,6 +38,7 @@ class Said:
     """One answer. `text` None: none was given (cut off before its end, or the prompt didn't fit).
 
     `finish`: stop, length or too_long. `calls`: tool calls, and of them those that were `valid_calls`.
+    `score`: how likely a verifier holds it to be right, where there is one.
     """
 
     text: str | None
@@ -45,6 +47,7 @@ class Said:
     thinking_tokens: int = 0
     calls: int = 0
     valid_calls: int = 0
+    score: float | None = None
 
 
 TOO_LONG = Said(None, "too_long")
@@ -106,10 +109,12 @@ class Examinee(Protocol):
 
 @dataclass(frozen=True)
 class Subject:
-    """An engine, and the form in which its model is talked to: the Examinee that is one."""
+    """An engine, and the form in which its model is talked to: the Examinee that is one. A `verifier` scores
+    what is said in conversation."""
 
     engine: Engine
     chat: Chat | TemplateChat
+    verifier: Verifier | None = None
 
     @property
     def continues(self) -> bool:
@@ -220,9 +225,12 @@ class Subject:
             max_calls=MAX_CALLS,
             on_answer=count,
         )
+        scores: list[float | None] = [None] * len(given)
+        if self.verifier is not None:
+            scores = [*self.verifier.score([answer.transcript for answer in given])]
         found: list[list[Said]] = [[] for _ in transcripts]
-        for i, answer in zip(open_, given, strict=True):
-            found[i].append(self._answered(answer))
+        for i, answer, score in zip(open_, given, scores, strict=True):
+            found[i].append(replace(self._answered(answer), score=score))
         return [said or [TOO_LONG] * k for said in found]
 
     def _answered(self, answer: Answer) -> Said:

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ayllu.errors import ModelFileDamagedError, ModelFileMissingError
+from ayllu.errors import InputNotFoundError, ModelFileDamagedError, ModelFileMissingError, UsageError
 from ayllu.files import write_bytes
+from ayllu.model.config import ModelConfig
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.reason.loop import Answer
@@ -36,6 +37,11 @@ class Verifier(nn.Module):
         self.head = nn.Linear(decoder.config.width, 1, device=decoder.embedding.weight.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The backbone's."""
+        return self.decoder.config
 
     def forward(self, tokens_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
         """Logits (B, T) of "this will be right", after each token."""
@@ -66,26 +72,59 @@ def save_head(verifier: Verifier, folder: Path) -> None:
     write_bytes(folder / HEAD, save(tensors))
 
 
-def load_verifier(folder: Path, device: str = "cpu") -> Verifier:
-    """A verifier from its folder. Raises ModelFileMissingError, ModelFileDamagedError, as load_model does."""
-    path = folder / HEAD
-    if not path.is_file():
-        raise ModelFileMissingError(f"{folder} holds no verifier", fix=f"it should have a file {HEAD}")
+def find_verifier(path: Path) -> Path:
+    """The folder that holds a verifier: `path` itself, or where a run and a released model keep theirs.
+
+    InputNotFoundError when there is no such path, ModelFileMissingError when it holds none.
+    """
+    if not path.is_dir():
+        raise InputNotFoundError(f"there is no folder {path}", fix="name the folder of a verifier")
+    for folder in (path, path / "verifier", path / "model" / "verifier", path / "verifier" / "model"):
+        if (folder / HEAD).is_file():
+            return folder
+    raise ModelFileMissingError(
+        f"{path} holds no verifier",
+        why=f"there is no file {HEAD} in it",
+        fix="make one: ayllu make with a table [verifier] in the recipe",
+    )
+
+
+def load_verifier(path: Path, device: str = "cpu") -> Verifier:
+    """The verifier of a folder, a run or a released model.
+
+    Raises what `find_verifier` does, and ModelFileMissingError, ModelFileDamagedError as load_model does.
+    """
+    folder = find_verifier(path)
     verifier = Verifier(load_model(folder, device=device))
     try:
-        verifier.head.load_state_dict(load(path.read_bytes()))
+        verifier.head.load_state_dict(load((folder / HEAD).read_bytes()))
     except Exception as error:
         raise ModelFileDamagedError(
-            f"{path} is damaged or belongs to another model", why=str(error).splitlines()[0][:200]
+            f"{folder / HEAD} is damaged or belongs to another model", why=str(error).splitlines()[0][:200]
         ) from error
-    return verifier
+    return verifier.requires_grad_(False).eval()
+
+
+def check_fits(verifier: Verifier, vocabulary: int) -> None:
+    """UsageError for a verifier whose tokens are not those of a model with so many pieces of vocabulary."""
+    if verifier.config.vocab_size != vocabulary:
+        raise UsageError(
+            f"the verifier reads {verifier.config.vocab_size:,} pieces of vocabulary, the model writes "
+            f"{vocabulary:,}",
+            fix="use the verifier that was made from this model",
+        )
+
+
+def highest(scores: Sequence[float], whole: Sequence[bool]) -> int:
+    """The place of the highest score; answers that were cut off come last, of equal ones the first leads."""
+    return max(range(len(scores)), key=lambda n: (whole[n], scores[n], -n))
 
 
 def best_of(verifier: Verifier, answers: Sequence[Answer]) -> int:
     """The place of the answer with the highest score; those that were cut off come last."""
     assert answers
     scores = verifier.score([answer.transcript for answer in answers])
-    return max(range(len(answers)), key=lambda n: (answers[n].finish_reason == "stop", scores[n], -n))
+    return highest(scores, [answer.finish_reason == "stop" for answer in answers])
 
 
 def weighted_vote(verifier: Verifier, chat: Chat, answers: Sequence[Answer]) -> int | None:

@@ -14,6 +14,7 @@ from decimal import Decimal, InvalidOperation
 from ayllu.engine.request import SamplingParams
 from ayllu.reason.loop import Answer, Generator, answer_batch
 from ayllu.reason.transcript import Chat, Transcript
+from ayllu.tools.session import Rules
 from ayllu.tools.tool import Toolbox
 
 _MOST_DIGITS = 1000  # spelt out: 1e999999999 would take a gigabyte
@@ -69,14 +70,30 @@ def winner(answers: Sequence[str | None], weights: Sequence[float] | None = None
     return first[max(sums, key=lambda key: (sums[key], -first[key]))] if sums else None
 
 
+def agreeing(
+    texts: Sequence[str | None], scores: Sequence[float] | None = None, *, best: bool = False
+) -> tuple[int | None, int]:
+    """The place of the chosen answer (None: nobody has answered) and how many agree with it.
+
+    Chosen by count, or by the sum of `scores`, or with `best` by the highest single score."""
+    given = [place for place, text in enumerate(texts) if text is not None]
+    if best and given:
+        assert scores is not None
+        place: int | None = max(given, key=lambda n: (scores[n], -n))
+    else:
+        place = winner(texts, scores)
+    if place is None:
+        return None, 0
+    wanted = canonical(texts[place] or "")
+    return place, sum(text is not None and canonical(text) == wanted for text in texts)
+
+
 def majority(chat: Chat, answers: Sequence[Answer]) -> Vote | None:
     """The vote of some answers to one question. None when none of them is whole."""
     texts = [chat.answer(a.transcript) if a.finish_reason == "stop" else None for a in answers]
-    place = winner(texts)
+    place, votes = agreeing(texts)
     if place is None:
         return None
-    wanted = canonical(texts[place] or "")
-    votes = sum(text is not None and canonical(text) == wanted for text in texts)
     return Vote(answers[place], votes, tuple(answers))
 
 
@@ -84,6 +101,21 @@ def self_consistent(
     engine: Generator, chat: Chat, transcript: Transcript, toolbox: Toolbox, params: SamplingParams, k: int
 ) -> Vote | None:
     """Answer k times and vote. `params.temperature` must be above 0 for the answers to differ."""
+    return majority(chat, several(engine, chat, transcript, toolbox, params, k))
+
+
+def several(
+    engine: Generator,
+    chat: Chat,
+    transcript: Transcript,
+    toolbox: Toolbox,
+    params: SamplingParams,
+    k: int,
+    *,
+    rules: Rules | None = None,
+    constrain: bool = False,
+) -> list[Answer]:
+    """k answers to one question; `rules` and `constrain` as `answer_batch` has them."""
     assert k > 0
-    answers = answer_batch(engine, chat, [transcript] * k, toolbox, replace(params, n=1, best_of=None))
-    return majority(chat, answers)
+    one = replace(params, n=1, best_of=None)
+    return answer_batch(engine, chat, [transcript] * k, toolbox, one, rules=rules, constrain=constrain)

@@ -1,4 +1,5 @@
-"""How an engine runs, as a person says it on the command line: the flags that run, chat and serve share.
+"""How an engine runs, as a person says it on the command line: the flags that run, chat and serve share; and
+how one answer is chosen out of several.
 
 Nothing here imports torch: the words are parsed before a model is thought of.
 """
@@ -13,6 +14,8 @@ from typing import Any
 from ayllu.errors import UsageError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
+MOST_ANSWERS = 128  # to one question
+HOT = 0.7  # their temperature, unless told (Wang et al. 2022, section 3.1)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -66,3 +69,48 @@ class EngineOptions:
             "speculate": self.speculate,
             "device": self.device,
         }
+
+
+@dataclass(frozen=True)
+class ChoiceOptions:
+    """One answer out of several.
+
+    Parameters
+    ----------
+    votes
+        Answer so many times and give the answer that most agree on; with a verifier votes weigh its scores.
+    best_of
+        Answer so many times and give the one that the verifier scores highest.
+    verifier
+        A verifier's folder, or a run or model that has one.
+    """
+
+    votes: int | None = None
+    best_of: int | None = None
+    verifier: Path | None = None
+
+    def answers(self, temperature: float | None) -> int:
+        """How many to give; 0 when nothing is to be chosen. UsageError for options that contradict."""
+        k, name = (self.best_of, "--best-of") if self.best_of is not None else (self.votes, "--votes")
+        if k is None:
+            if self.verifier is not None:
+                raise UsageError(
+                    "a verifier chooses among several answers, and one was asked for",
+                    fix="add --best-of 8 or --votes 8",
+                )
+            return 0
+        if self.votes is not None and self.best_of is not None:
+            raise UsageError("--votes and --best-of are two ways to choose", fix="give one of them")
+        if not 2 <= k <= MOST_ANSWERS:
+            raise UsageError(f"{name} {k} is not possible", fix=f"give 2 to {MOST_ANSWERS}")
+        if self.best_of is not None and self.verifier is None:
+            raise UsageError(
+                "--best-of needs somebody who knows which is best",
+                fix="add --verifier FOLDER, or take --votes",
+            )
+        if temperature == 0:
+            raise UsageError(
+                f"{name} {k} at temperature 0 would be the same answer every time",
+                fix=f"leave --temperature out (it is {HOT} then), or give one above 0",
+            )
+        return k

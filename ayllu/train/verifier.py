@@ -1,15 +1,20 @@
-"""Training the verifier: every token of a sampled solution learns whether the whole was right.
+"""The verifier stage: every token of a sampled solution learns whether the whole was right.
 
-Cobbe et al. 2021, section 4.2: solutions are sampled from the generator at several temperatures, so that
-right and wrong ones both occur and the wrong ones are the generator's own mistakes; the head's loss is the
-binary cross-entropy of each sampled token. Problems whose solutions are all right or all wrong teach the
-verifier to know hard problems, not good solutions; they are kept to a bounded share.
+Cobbe et al. 2021 (arXiv 2110.14168), section 4.2: solutions are sampled from the generator at several
+temperatures, so that right and wrong ones both occur and the wrong ones are the generator's own mistakes; the
+head's loss is the binary cross-entropy of each sampled token. Problems whose solutions are all right or all
+wrong teach the verifier to know hard problems, not good solutions; they are kept to a bounded share.
+
+Only recipes with a table [verifier] have this stage. It begins from the model after RL, and the release
+carries what it makes. Sampling goes on after a kill with the first portion of problems that isn't on disk;
+the training resumes like every other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,130 +23,308 @@ from torch import Tensor
 
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams
-from ayllu.errors import TrainingStoppedError
-from ayllu.reason.loop import answer_batch
-from ayllu.reason.practice import TASKS, draw_level, toolbox_of
+from ayllu.errors import BadFileError, RecipeValueError, TrainingStoppedError
+from ayllu.files import make_folder, read_json, write_json
+from ayllu.model.decoder import Decoder
+from ayllu.model.weights import load_model
+from ayllu.reason.loop import Answer, answer_batch
+from ayllu.reason.practice import TASKS, check_families, draw_level, toolbox_of
 from ayllu.reason.task import Problem
-from ayllu.reason.transcript import Chat, Transcript
-from ayllu.reason.verify import Verifier
+from ayllu.reason.transcript import Chat, Kind, Span, Transcript
+from ayllu.reason.verify import Verifier, highest, save_head
+from ayllu.reason.vote import canonical, winner
+from ayllu.stage import StageContext, bounded, free, further
+from ayllu.text.tokenizer import Tokenizer
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
 from ayllu.train.expert import is_right
+from ayllu.train.loop import Loop
+from ayllu.train.optim import Optimizer
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import Packer, pack_rows
+from ayllu.train.sft import Packer, SftSettings, pack_rows, read_given, save_into
 from ayllu.train.step import Batch
 
-TEMPERATURES = (0.7, 1.0, 1.3)
+SOLUTIONS = ".solutions"  # working memory, as checkpoints are
+_PORTION = 64  # problems sampled together
 _UNIFORM = 0.3  # largest share of problems whose solutions are all right or all wrong
+_UNDECIDED = Span(Kind.SAY, (0,), False)  # a place for the last token, which rows of a batch leave out
+
+
+@dataclass(frozen=True)
+class VerifierSettings:
+    """How many solutions are sampled, how they are learnt, how many are kept to measure."""
+
+    problems: int = bounded(2000, 1, 10**7, "training problems")
+    samples: int = bounded(8, 2, 1024, "solutions sampled of each")
+    temperatures: tuple[float, ...] = free((0.7, 1.0, 1.3), "of the samples, in turn")
+    heldout: int = bounded(200, 1, 10**6, "further problems, on which it is measured")
+    max_tokens: int = bounded(160, 16, 32768, "sampled tokens of a solution")
+    steps: int = bounded(400, 1, 10**7, "updates")
+    rows: int = bounded(16, 1, 4096, "rows of a batch")
+    length: int = bounded(256, 64, 32768, "tokens of a row")
+    lr: float = bounded(0.001, 1e-7, 1.0, "peak rate of AdamW")
+    families: dict[str, float] = further("shares of problems by family; empty: those of SFT but dialogue")
+
+    def check(self, tables: Mapping[str, Any]) -> None:
+        """RecipeValueError for a family that doesn't exist, or temperatures at which nothing is drawn."""
+        check_families(self.families, "verifier.families")
+        if not self.temperatures or not all(0.05 <= t <= 5 for t in self.temperatures):
+            raise RecipeValueError(
+                f"verifier.temperatures = {list(self.temperatures)} is not possible",
+                why="at 0 every sample of a problem would be the same",
+                fix="give some from 0.05 to 5",
+            )
+
+    def shares(self, practice: SftSettings) -> dict[str, float]:
+        """Family -> share of the problems. RecipeValueError when all are zero."""
+        usual = {family: share for family, share in practice.shares().items() if family != "dialogue"}
+        found = {family: share for family, share in (self.families or usual).items() if share}
+        if not found:
+            raise RecipeValueError(
+                "verifier: every share is 0", fix="give at least one of verifier.families a share above 0"
+            )
+        return found
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A sampled solution and whether it was right."""
+    """A sampled solution, whether it was right, and whether it came to its end."""
 
     transcript: Transcript
     right: bool
+    whole: bool = True
 
 
-def sampled_solutions(
+@dataclass(frozen=True)
+class Solved:
+    """A problem, by its canonical key, with its solutions."""
+
+    key: str
+    solutions: tuple[Solution, ...]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some are right and some wrong."""
+        return len({solution.right for solution in self.solutions}) == 2
+
+
+def verifier(context: StageContext, settings: VerifierSettings, practice: SftSettings) -> dict[str, Any]:
+    """Sample solutions from the RL model, train its copy with a head on them; writes `model/`.
+
+    Result: `accuracy` of held-out solutions told right or wrong, and on the held-out problems what each way
+    of choosing one of the `samples` gets (`heldout`). TrainingStoppedError as `train_verifier`.
+    """
+    tokenizer = Tokenizer.load(context.inputs["tokenizer"])
+    chat = Chat(tokenizer)
+    read_given(context, practice)
+    solved = sampled(context, settings, practice, chat)
+    trained, heldout = apart(solved, settings.problems)
+    made = Verifier(load_model(context.inputs["rl"] / "model", device=context.device))
+    chosen = balanced(trained)
+    train_verifier(context, made, chosen, settings)
+    found = judged(chat, made, heldout)
+    save_into(context, made.decoder, tokenizer)
+    save_head(made, context.folder / "model")
+    context.progress.finish(
+        f"{100 * found['accuracy']:.1f} % of held-out solutions told apart; of {settings.samples} answers to "
+        f"{found['problems']} problems {100 * found['one']:.1f} % are right, the majority's "
+        f"{100 * found['majority']:.1f} %, the verifier's best {100 * found['best_of']:.1f} %"
+        if found["problems"]
+        else f"{settings.steps} updates"
+    )
+    return {
+        "steps": settings.steps,
+        "samples": settings.samples,
+        "solutions": len(chosen),
+        "right": sum(solution.right for solution in chosen),
+        "accuracy": found["accuracy"],
+        "heldout": found,
+    }
+
+
+# ---- solutions
+def sampled(
+    context: StageContext, settings: VerifierSettings, practice: SftSettings, chat: Chat
+) -> list[Solved]:
+    """Problems with their solutions, the held-out ones last. A portion on disk isn't sampled again."""
+    folder = make_folder(context.folder / SOLUTIONS)
+    wanted = settings.problems + settings.heldout
+    portions = -(-wanted // _PORTION)
+    found: dict[int, list[Any]] = {}
+    for number in range(portions):
+        path = folder / f"{number:06d}.json"
+        try:
+            found[number] = read_json(path) if path.is_file() else []
+        except BadFileError:
+            found[number] = []  # damaged: it is sampled again
+    if missing := [number for number, portion in found.items() if not portion]:
+        context.progress.start(portions, "portions of problems", portions - len(missing))
+        with Engine(
+            context.inputs["rl"] / "model", device=context.device, weights="bfloat16", max_sequences=512
+        ) as engine:
+            for done, number in enumerate(missing):
+                size = min(_PORTION, wanted - number * _PORTION)
+                found[number] = _portion(
+                    engine, chat, settings, settings.shares(practice), context.seed, number, size
+                )
+                write_json(folder / f"{number:06d}.json", found[number])
+                context.progress.update(portions - len(missing) + done + 1)
+    return [_thaw(row) for portion in found.values() for row in portion]
+
+
+def _portion(
     engine: Engine,
     chat: Chat,
+    settings: VerifierSettings,
     shares: dict[str, float],
-    *,
-    problems: int,
-    samples: int,
-    max_tokens: int,
     seed: int,
-    temperatures: tuple[float, ...] = TEMPERATURES,
-) -> list[Solution]:
-    """Solutions of training problems, `samples` of each at temperatures in turn. A function of the seed
-    and the model."""
-    rng = np.random.default_rng([seed, 9])
-    families = [family for family, share in shares.items() if share]
-    chances = np.array([shares[family] for family in families])
-    drawn: list[Problem] = []
-    for _ in range(problems):
-        task = TASKS[families[rng.choice(len(families), p=chances / chances.sum())]]
-        drawn.append(task.problem(rng, draw_level(rng, task), "train"))
-    every = [problem for problem in drawn for _ in range(samples)]
-    base, box = SamplingParams(max_tokens=max_tokens, seed=int(rng.integers(2**62))), Toolbox([CALCULATOR])
-    params = [replace(base, temperature=temperatures[n % len(temperatures)]) for n in range(len(every))]
-    prompts = [chat.start(problem.prompt, tools=problem.tools) for problem in every]
-    boxes = [toolbox_of(problem, box) for problem in every]
-    answers = answer_batch(engine, chat, prompts, boxes, params)
-    found = [
-        Solution(answer.transcript, is_right(chat, problem, answer))
-        for problem, answer in zip(every, answers, strict=True)
+    number: int,
+    size: int,
+) -> list[Any]:
+    """Sample `size` problems; a function of the seed, the portion's number and the model."""
+    rng = np.random.default_rng([seed, 9, number])
+    families, chances = list(shares), np.array(list(shares.values())) / sum(shares.values())
+    problems: list[Problem] = []
+    for _ in range(size):
+        task = TASKS[families[rng.choice(len(families), p=chances)]]
+        problems.append(task.problem(rng, draw_level(rng, task), "train"))
+    k = settings.samples
+    every = [problem for problem in problems for _ in range(k)]
+    base = SamplingParams(max_tokens=settings.max_tokens, seed=int(rng.integers(2**62)))
+    hot = [
+        replace(base, temperature=settings.temperatures[n % k % len(settings.temperatures)])
+        for n in range(len(every))
     ]
-    by_problem = [found[n : n + samples] for n in range(0, len(found), samples)]
-    mixed = [group for group in by_problem if len({s.right for s in group}) == 2]
-    uniform = [group for group in by_problem if len({s.right for s in group}) == 1]
+    box = Toolbox([CALCULATOR])
+    prompts = [chat.start(problem.prompt, tools=problem.tools) for problem in every]
+    answers = answer_batch(engine, chat, prompts, [toolbox_of(problem, box) for problem in every], hot)
+    return [_freeze(chat, problem, answers[n * k : (n + 1) * k]) for n, problem in enumerate(problems)]
+
+
+def _freeze(chat: Chat, problem: Problem, answers: Sequence[Answer]) -> list[Any]:
+    rows = []
+    for answer in answers:
+        spans = [[str(span.kind), list(span.ids), span.sampled] for span in answer.transcript.spans]
+        rows.append([spans, is_right(chat, problem, answer), answer.finish_reason == "stop"])
+    return [problem.key, rows]
+
+
+def _thaw(row: list[Any]) -> Solved:
+    key, rows = row
+    solutions = tuple(
+        Solution(
+            Transcript(tuple(Span(Kind(kind), tuple(ids), sampled) for kind, ids, sampled in spans)),
+            right,
+            whole,
+        )
+        for spans, right, whole in rows
+    )
+    return Solved(key, solutions)
+
+
+def apart(solved: Sequence[Solved], problems: int) -> tuple[list[Solved], list[Solved]]:
+    """The first `problems`, and of the others those that are not among them."""
+    known = {each.key for each in solved[:problems]}
+    others = {each.key: each for each in solved[problems:] if each.key not in known}
+    return list(solved[:problems]), list(others.values())
+
+
+def balanced(solved: Sequence[Solved]) -> list[Solution]:
+    """All solutions of mixed problems, and of uniform ones as many as their share allows."""
+    mixed = [each for each in solved if each.mixed]
+    uniform = [each for each in solved if not each.mixed]
     room = int(len(mixed) * _UNIFORM / (1 - _UNIFORM))
-    return [solution for group in mixed + uniform[:room] for solution in group]
+    return [solution for each in mixed + uniform[:room] for solution in each.solutions]
 
 
+# ---- training
 def train_verifier(
-    verifier: Verifier,
-    solutions: list[Solution],
-    *,
-    steps: int,
-    rows: int = 8,
-    length: int = 256,
-    lr: float = 0.001,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Fine-tune backbone and head in place with AdamW -> {loss, accuracy} of each step (of tokens).
+    context: StageContext, made: Verifier, solutions: Sequence[Solution], settings: VerifierSettings
+) -> None:
+    """Fine-tune backbone and head in place with AdamW; metrics rows have loss and accuracy (of tokens).
 
     Solutions longer than a row are left out. TrainingStoppedError when the others are all right or all wrong.
     """
-    solutions = [solution for solution in solutions if len(solution.transcript.ids()) - 1 <= length]
-    if len({solution.right for solution in solutions}) < 2:
+    fitting = [s for s in solutions if len(s.transcript.ids()) <= settings.length]
+    if len({solution.right for solution in fitting}) < 2:
         raise TrainingStoppedError(
             "the sampled solutions are all right or all wrong: there is nothing to tell apart",
-            fix="sample at a higher temperature, or choose problems that the model solves now and then",
+            why=f"{len(fitting)} of {len(solutions)} solutions fit into a row of {settings.length} tokens"
+            if solutions
+            else "no problem has right and wrong ones",
+            fix="sample at higher temperatures, or choose families that the model solves now and then",
         )
-    device = str(verifier.head.weight.device)
-    verifier.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(verifier.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
-    by_kind = [[s for s in solutions if s.right], [s for s in solutions if not s.right]]
-    history = []
-    for number in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * lr_scale(number, steps, decay=0.7)
-        rng = np.random.default_rng([seed, 10, number])
-        batch, targets_BT = _batch(rng, by_kind, rows, length, device)
-        logits_BT = verifier(batch.tokens_BT, document_BT=batch.document_BT)
-        loss_BT = F.binary_cross_entropy_with_logits(logits_BT, targets_BT, reduction="none")
+    by_kind = [[s for s in fitting if s.right], [s for s in fitting if not s.right]]
+    made.requires_grad_(True).train()
+    # Both read a model's parameters by name and its config; a verifier has them as a decoder does.
+    model = cast(Decoder, made)
+    optimizer = Optimizer(model, muon_lr=0.0, adam_lr=settings.lr)
+
+    def step(number: int) -> dict[str, Any]:
+        rng = np.random.default_rng([context.seed, 10, number])
+        batch, wanted_BT = batch_of(rng, by_kind, settings.rows, settings.length, context.device)
+        logits_BT = made(batch.tokens_BT, document_BT=batch.document_BT)
+        loss_BT = F.binary_cross_entropy_with_logits(logits_BT, wanted_BT, reduction="none")
         weights_BT = batch.weights_BT / batch.weights_BT.sum()
         loss = (loss_BT * weights_BT).sum()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(verifier.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        told = ((logits_BT > 0) == (targets_BT > 0.5)).float()
-        history.append({"loss": float(loss.detach()), "accuracy": float((told * weights_BT).sum())})
-    verifier.requires_grad_(False).eval()
-    return history
+        torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+        optimizer.step(lr_scale(number, settings.steps, decay=0.7))
+        told = ((logits_BT.detach() > 0) == (wanted_BT > 0.5)).float()
+        return {"loss": float(loss.detach()), "accuracy": float((told * weights_BT).sum())}
+
+    Loop(context, "verifier", model, optimizer, settings.steps).run(
+        step, note=lambda row: f"loss {row['loss']:.3f}, {100 * row['accuracy']:.0f} % of tokens told apart"
+    )
+    made.requires_grad_(False).eval()
 
 
-def _batch(
+def batch_of(
     rng: np.random.Generator, by_kind: list[list[Solution]], rows: int, length: int, device: str
 ) -> tuple[Batch, Tensor]:
-    """Packed rows with as many right as wrong solutions, and for each token whether its solution is right.
+    """Packed rows with as many right as wrong solutions -> (batch, 1 for each token of a right one).
 
-    A batch's `tokens` leave out each conversation's last token, which the verifier must see: so the
-    targets, one place on, are what it reads here.
+    Each solution is read whole, from its first token to its last, as `Verifier.score` reads it. Weights are
+    1 on sampled tokens. A batch of the language model leaves out each conversation's last token and weighs
+    the place before a sampled one; so every conversation gets a token more, and weights go one place on.
     """
-    packer, right = Packer(length), dict[int, bool]()
+    packer, signs = Packer(length), dict[int, float]()
     copies = []  # keeps the objects alive whose ids name them
     while len(packer.full) < rows:
         kind = by_kind[int(rng.integers(2))]
         solution = kind[int(rng.integers(len(kind)))]
-        copy = Transcript(solution.transcript.spans)
+        copy = solution.transcript.plus(_UNDECIDED)
         copies.append(copy)
-        right[id(copy)] = solution.right
+        signs[id(copy)] = 1.0 if solution.right else -1.0
         packer.add(copy)
-    content = packer.full[:rows]
-    batch = pack_rows(content, length, device, dict.fromkeys(right, 1.0))
-    signs = pack_rows(content, length, device, {key: 1.0 if value else -1.0 for key, value in right.items()})
-    return replace(batch, tokens_BT=batch.targets_BT), (signs.weights_BT > 0).float()
+    batch = pack_rows(packer.full[:rows], length, device, signs)
+    signs_BT = batch.weights_BT.roll(1, dims=1)  # a row's last place never has a weight
+    return replace(batch, weights_BT=signs_BT.abs()), (signs_BT > 0).float()
+
+
+# ---- what it is good for
+def judged(chat: Chat, made: Verifier, solved: Sequence[Solved]) -> dict[str, Any]:
+    """Shares of held-out problems whose chosen answer is right, by the way of choosing; `one`: without a
+    choice, `any`: if the best were always known. `accuracy`: of single solutions, right being a score
+    above 1/2."""
+    every = [solution for each in solved for solution in each.solutions]
+    scores = made.score([solution.transcript for solution in every])
+    told = sum((score > 0.5) == s.right for score, s in zip(scores, every, strict=True))
+    ways = dict.fromkeys(("one", "majority", "weighted", "best_of", "any"), 0.0)
+    at = 0
+    for each in solved:
+        k = len(each.solutions)
+        mine, at = scores[at : at + k], at + k
+        texts = [chat.answer(s.transcript) if s.whole else None for s in each.solutions]
+        answers = [None if text is None else canonical(text) for text in texts]
+        places = {
+            "majority": winner(answers),
+            "weighted": winner(answers, mine),
+            "best_of": highest(mine, [s.whole for s in each.solutions]),
+        }
+        for way, place in places.items():
+            ways[way] += place is not None and each.solutions[place].right
+        ways["one"] += sum(s.right for s in each.solutions) / k
+        ways["any"] += any(s.right for s in each.solutions)
+    shares = {way: count / max(len(solved), 1) for way, count in ways.items()}
+    return {"problems": len(solved), "accuracy": told / max(len(every), 1), **shares}

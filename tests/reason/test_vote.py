@@ -8,7 +8,7 @@ from ayllu.engine.request import SamplingParams
 from ayllu.reason import vote as module
 from ayllu.reason.loop import Answer
 from ayllu.reason.transcript import Chat, Kind
-from ayllu.reason.vote import canonical, majority, self_consistent, winner
+from ayllu.reason.vote import agreeing, canonical, majority, self_consistent, winner
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.tools.tool import Toolbox
 
@@ -74,7 +74,7 @@ def test_cut_off_answers_have_no_vote():
 def test_one_question_is_asked_k_times(monkeypatch):
     asked = {}
 
-    def canned(engine, chat, transcripts, toolbox, params):
+    def canned(engine, chat, transcripts, toolbox, params, **how):
         asked.update(n=len(transcripts), params=params)
         return [answered(text) for text in ("1", "2", "2.0")]
 
@@ -83,3 +83,10 @@ def test_one_question_is_asked_k_times(monkeypatch):
     found = self_consistent(None, CHAT, CHAT.start("?"), Toolbox(), params, 3)
     assert asked["n"] == 3 and asked["params"].n == 1 and asked["params"].seed == 3
     assert found is not None and found.votes == 2 and CHAT.answer(found.answer.transcript) == "2"
+
+
+def test_the_best_score_of_those_that_answered():
+    assert agreeing(["1", "2", "2.0"]) == (1, 2)
+    assert agreeing(["1", "2", None], [0.1, 0.4, 0.9], best=True) == (1, 1)
+    assert agreeing(["1", "2", "2"], [0.9, 0.3, 0.3]) == (0, 1)
+    assert agreeing([None], [0.9], best=True) == (None, 0) == agreeing([])

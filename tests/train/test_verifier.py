@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from ayllu.errors import ModelFileDamagedError, ModelFileMissingError, TrainingStoppedError
+from ayllu.errors import (
+    InputNotFoundError,
+    ModelFileDamagedError,
+    ModelFileMissingError,
+    RecipeValueError,
+    TrainingStoppedError,
+    UsageError,
+)
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.progress import Progress
@@ -17,12 +26,30 @@ from ayllu.reason.loop import Answer
 from ayllu.reason.practice import TASKS, practice_texts
 from ayllu.reason.task import Piece, conversation
 from ayllu.reason.transcript import Chat, Kind, Transcript
-from ayllu.reason.verify import HEAD, Verifier, best_of, load_verifier, save_head, weighted_vote
+from ayllu.reason.verify import (
+    HEAD,
+    Verifier,
+    best_of,
+    check_fits,
+    find_verifier,
+    load_verifier,
+    save_head,
+    weighted_vote,
+)
 from ayllu.stage import StageContext
+from ayllu.stages import STAGES, stages_of
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.train import verifier as module
-from ayllu.train.sft import save_into
-from ayllu.train.verifier import Solution, train_verifier
+from ayllu.train.sft import SftSettings, save_into
+from ayllu.train.verifier import (
+    Solution,
+    Solved,
+    VerifierSettings,
+    apart,
+    batch_of,
+    judged,
+    train_verifier,
+)
 
 TOKENIZER = train_tokenizer(practice_texts(0), 400)
 CHAT = Chat(TOKENIZER)
@@ -38,13 +65,24 @@ def solution(rng: np.random.Generator, right: bool) -> Solution:
     return Solution(conversation(CHAT, problem, trace), right)
 
 
+def context(folder: Path, inputs: dict[str, Path] | None = None) -> StageContext:
+    folder.mkdir(exist_ok=True)
+    progress = Progress("verifier", quiet=True)
+    return StageContext(folder, inputs or {}, 0, 1, "cpu", progress, folder / "metrics.jsonl", folder)
+
+
+def rows_of(here: StageContext) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in here.metrics.read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
-def trained() -> tuple[Verifier, list[dict[str, Any]]]:
-    torch.manual_seed(0)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Verifier, list[dict[str, Any]]]:
     rng = np.random.default_rng(0)
     solutions = [solution(rng, bool(n % 2)) for n in range(200)]
     verifier = Verifier(Decoder(CONFIG).initialise(0))
-    return verifier, train_verifier(verifier, solutions, steps=40, rows=4, length=128, lr=0.005)
+    here = context(tmp_path_factory.mktemp("verifier"))
+    train_verifier(here, verifier, solutions, VerifierSettings(steps=40, rows=4, length=128, lr=0.005))
+    return verifier, rows_of(here)
 
 
 def test_the_loss_falls_far_below_guessing(trained: tuple[Verifier, list[dict[str, Any]]]) -> None:
@@ -68,6 +106,24 @@ def test_new_solutions_are_told_apart_at_their_last_token(trained: tuple[Verifie
     assert np.mean([best_of(verifier, pair) for pair in pairs]) > 0.85
 
 
+def test_training_and_scoring_read_the_same_tokens() -> None:
+    """Rows of a batch leave out each conversation's last token; a verifier must see all of it in both."""
+    rng = np.random.default_rng(5)
+    one = solution(rng, True)
+    batch, wanted_BT = batch_of(rng, [[one], [one]], 2, 128, "cpu")
+    assert batch.document_BT is not None
+    ids, sampled = one.transcript.ids(), one.transcript.sampled()
+    first = batch.document_BT[0] == 1
+    assert batch.tokens_BT[0, first].tolist() == ids
+    assert batch.weights_BT[0, first].tolist() == [float(s) for s in sampled]
+    assert torch.equal(wanted_BT, batch.weights_BT)  # all of them right
+    verifier = Verifier(Decoder(CONFIG).initialise(3)).requires_grad_(False)
+    torch.nn.init.normal_(verifier.head.weight)
+    packed_BT = verifier(batch.tokens_BT, document_BT=batch.document_BT).sigmoid()
+    last = packed_BT[0, first][-1].item()
+    assert verifier.score([one.transcript]) == pytest.approx([last], abs=1e-4)
+
+
 def test_scores_do_not_depend_on_the_batch(trained: tuple[Verifier, Any]) -> None:
     verifier, _ = trained
     rng = np.random.default_rng(2)
@@ -87,8 +143,7 @@ def test_a_cut_off_answer_is_never_the_best(trained: tuple[Verifier, Any]) -> No
 
 def test_a_verifier_comes_back_from_its_folder(trained: tuple[Verifier, Any], tmp_path: Path) -> None:
     verifier, _ = trained
-    here = StageContext(tmp_path, {}, 0, 1, "cpu", Progress("v", quiet=True), tmp_path / "m", tmp_path)
-    save_into(here, verifier.decoder, TOKENIZER)
+    save_into(context(tmp_path), verifier.decoder, TOKENIZER)
     with pytest.raises(ModelFileMissingError, match="no verifier"):
         load_verifier(tmp_path / "model")
     save_head(verifier, tmp_path / "model")
@@ -99,35 +154,152 @@ def test_a_verifier_comes_back_from_its_folder(trained: tuple[Verifier, Any], tm
         load_verifier(tmp_path / "model")
 
 
-def test_nothing_to_tell_apart_is_said() -> None:
+def test_nothing_to_tell_apart_is_said(tmp_path: Path) -> None:
     verifier = Verifier(Decoder(CONFIG).initialise(0))
     rng = np.random.default_rng(0)
     with pytest.raises(TrainingStoppedError, match="nothing to tell apart"):
-        train_verifier(verifier, [solution(rng, True)] * 4, steps=1)
+        train_verifier(context(tmp_path), verifier, [solution(rng, True)] * 4, VerifierSettings())
     both = [solution(rng, right) for right in (True, False)]
-    with pytest.raises(TrainingStoppedError, match="nothing to tell apart"):  # none fits into a row
-        train_verifier(verifier, both, steps=1, length=8)
+    with pytest.raises(TrainingStoppedError, match="0 of 2 solutions fit"):
+        train_verifier(context(tmp_path), verifier, both, replace(VerifierSettings(), length=8))
 
 
-def test_solutions_come_from_several_temperatures_and_mostly_from_mixed_problems(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Problems come in fours of answers; those of every second problem are all wrong."""
-    seen: list[float] = []
+# ---- the stage
+SETTINGS = VerifierSettings(problems=60, heldout=20, samples=4, max_tokens=16, steps=3, rows=2, length=128)
+PRACTICE = SftSettings(arithmetic=1.0, calculator=0.0, countdown3=0.0, dialogue=0.0)
 
-    def canned(engine: Any, chat: Chat, prompts: list[Transcript], boxes: Any, params: Any) -> list[Answer]:
-        seen.extend(p.temperature for p in params)
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("rl")
+    save_into(context(folder), Decoder(CONFIG).initialise(0), TOKENIZER)
+    TOKENIZER.save(folder)
+    return {"tokenizer": folder, "rl": folder}
+
+
+class Solver:
+    """Stands where the model's answers come from. Of each four answers the first is right, unless the problem
+    is the third of three: then none is."""
+
+    def __init__(self) -> None:
+        self.asked, self.dies_at = 0, -1
+        self.heat: list[float] = []
+
+    def __call__(self, engine: Any, chat: Chat, prompts: list[Transcript], boxes: Any, params: Any) -> Any:
+        self.asked += 1
+        if self.asked == self.dies_at:
+            raise KeyboardInterrupt
+        self.heat += [each.temperature for each in params]
         return [
             Answer(
-                CHAT.add(t, Kind.SAY, "x", sampled=True), "stop", calls=int(n // 4 % 2 == 0 and n % 4 == 0)
+                chat.add(prompt, Kind.SAY, str(n % 4), sampled=True),
+                "stop",
+                calls=int(n % 4 == 0 and n // 4 % 3 != 2),
             )
-            for n, t in enumerate(prompts)
+            for n, prompt in enumerate(prompts)
         ]
 
-    monkeypatch.setattr(module, "answer_batch", canned)
+
+@pytest.fixture
+def solver(monkeypatch: pytest.MonkeyPatch) -> Solver:
+    made = Solver()
+    monkeypatch.setattr(module, "answer_batch", made)
     monkeypatch.setattr(module, "is_right", lambda chat, problem, answer: answer.calls > 0)
-    options: dict[str, Any] = {"problems": 40, "samples": 4, "max_tokens": 16, "seed": 0}
-    found = module.sampled_solutions(None, CHAT, {"arithmetic": 1.0}, **options)  # type: ignore[arg-type]
-    assert set(seen) == set(module.TEMPERATURES) and len(seen) == 160
-    assert sum(s.right for s in found) == 20  # one of four, of twenty mixed problems
-    assert len(found) == 4 * (20 + int(20 * 0.3 / 0.7))
+    return made
+
+
+def test_a_killed_stage_samples_only_what_is_missing_and_ends_the_same(
+    inputs: dict[str, Path], tmp_path: Path, solver: Solver
+) -> None:
+    whole = context(tmp_path / "whole", inputs)
+    result = module.verifier(whole, SETTINGS, PRACTICE)
+    assert solver.asked == 2 and set(solver.heat) == {0.7, 1.0, 1.3} and len(solver.heat) == 320
+    assert result["right"] == 40 and result["solutions"] == 4 * (40 + int(40 * 0.3 / 0.7))
+    assert len(rows_of(whole)) == 3
+    broken = context(tmp_path / "broken", inputs)
+    solver.asked, solver.dies_at = 0, 2
+    with pytest.raises(KeyboardInterrupt):
+        module.verifier(broken, SETTINGS, PRACTICE)
+    assert module.verifier(broken, SETTINGS, PRACTICE) == result
+    assert solver.asked == 3  # the first portion was not sampled again
+    one, two = (load_verifier(here.folder / "model") for here in (whole, broken))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_broken_training_goes_on_identically(
+    inputs: dict[str, Path], tmp_path: Path, solver: Solver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ayllu.train.loop.CHECKPOINT_SECONDS", 0.0)
+    whole, broken = (context(tmp_path / name, inputs) for name in ("whole", "broken"))
+    module.verifier(whole, SETTINGS, PRACTICE)
+    batch, calls = module.batch_of, [0]
+
+    def mortal(*rest: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return batch(*rest)
+
+    monkeypatch.setattr(module, "batch_of", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        module.verifier(broken, SETTINGS, PRACTICE)
+    module.verifier(broken, SETTINGS, PRACTICE)
+    assert calls[0] == 4  # the third of three steps, and no other, was done again
+    one, two = (load_verifier(here.folder / "model") for here in (whole, broken))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_the_ways_of_choosing_are_counted_on_problems_that_were_not_trained_on() -> None:
+    def said(text: str, right: bool, whole: bool = True) -> Solution:
+        return Solution(CHAT.add(CHAT.start("?"), Kind.SAY, text, sampled=True), right, whole)
+
+    solved = [
+        Solved("a", (said("1", False), said("1.0", False), said("2", True))),
+        Solved("b", (said("5", True), said("5", True), said("7", False, whole=False))),
+        Solved("a", (said("1", False), said("2", True))),
+    ]
+    assert apart(solved, 1) == (solved[:1], solved[1:2])
+
+    class Knows(Verifier):
+        def score(self, transcripts: Any) -> list[float]:
+            said = [str(CHAT.answer(t)) for t in transcripts]
+            return [0.9 if "2" in text else 0.2 if "1" in text else 0.6 for text in said]
+
+    found = judged(CHAT, Knows(Decoder(CONFIG)), solved[:2])
+    assert found["one"] == pytest.approx((1 / 3 + 2 / 3) / 2) and found["any"] == 1.0
+    assert found["majority"] == 0.5 and found["weighted"] == found["best_of"] == 1.0
+    assert found["accuracy"] == pytest.approx(5 / 6) and found["problems"] == 2
+    assert judged(CHAT, Knows(Decoder(CONFIG)), [])["accuracy"] == 0.0
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(RecipeValueError, match=r"verifier\.families"):
+        VerifierSettings(families={"sums": 1.0}).check({})
+    for temperatures in ((), (0.0, 1.0)):
+        with pytest.raises(RecipeValueError, match="temperatures"):
+            VerifierSettings(temperatures=temperatures).check({})
+    with pytest.raises(RecipeValueError, match="every share is 0"):
+        VerifierSettings(families={"arithmetic": 0.0}).shares(PRACTICE)
+    with pytest.raises(UsageError, match="pieces of vocabulary"):
+        check_fits(Verifier(Decoder(CONFIG)), 401)
+
+
+def test_its_place_in_a_run() -> None:
+    stages = stages_of({"name": "a", "verifier": {}, "expert": {}})
+    names = ["text", "tokenizer", "pretrain", "sft", "expert", "rl", "verifier", "eval", "release"]
+    assert [stage.name for stage in stages] == names
+    by_name = {stage.name: stage for stage in stages}
+    plain = {stage.name: stage for stage in STAGES}
+    assert by_name["release"].needs == (*plain["release"].needs, "verifier")
+    assert by_name["eval"] == plain["eval"]  # a verifier doesn't make an evaluation again
+    assert stages_of({"verifier": {}}, stages) == stages
+
+
+def test_a_verifier_is_found_where_runs_and_models_keep_it(tmp_path: Path) -> None:
+    with pytest.raises(InputNotFoundError, match="no folder"):
+        find_verifier(tmp_path / "nothing")
+    for inner in ("verifier/model", "model/verifier", "verifier", "."):
+        folder = tmp_path / inner.replace("/", "-") / inner
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / HEAD).write_bytes(b"")
+        assert find_verifier(tmp_path / inner.replace("/", "-")) == folder
