@@ -30,7 +30,7 @@ from ayllu.train.optim import Optimizer
 from ayllu.train.schedule import lr_scale
 from ayllu.train.step import Batch, compute_type, train_step
 
-CODE_VERSION = 2  # 2: Countdown's expert gives up after one to five lines, no longer always after three
+CODE_VERSION = 3  # 3: stories name whose quantities they use, long differences look before they borrow
 _CHUNK = 16  # batches that are drawn and packed together
 
 

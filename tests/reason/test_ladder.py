@@ -67,7 +67,11 @@ def test_splits_never_meet(task):
     drawn = {split: problems(task, split, n) for split in splits}
     for one, other in itertools.combinations(splits, 2):
         assert {p.key for p in drawn[one]}.isdisjoint(p.key for p in drawn[other])
-    assert {p.prompt for p in drawn["train"]}.isdisjoint(p.prompt for p in drawn["test"])
+
+    def asked(p):  # for the choice of a tool, what is on offer is part of the question
+        return p.prompt, sorted(p.tools) if task.family == "tool_choice" else ()
+
+    assert not [p for p in drawn["test"] if asked(p) in [asked(other) for other in drawn["train"]]]
 
 
 @families
@@ -129,9 +133,7 @@ def value(text):
     return eval(text.replace("/", "//"))
 
 
-@pytest.mark.parametrize(
-    "family", ["number_theory", "bases", "countdown4", "stories_en", "stories_de", "stories_te", "dates"]
-)
+@pytest.mark.parametrize("family", ["number_theory", "bases", "countdown4", "dates"])
 def test_every_equation_is_true(family):
     seen = 0
     for _, lines, _ in thinking(TASKS[family], SLOW.get(family, 90)):
@@ -299,11 +301,23 @@ def test_stories_say_all_their_numbers_and_hold_templates_out(language):
     for p in train:
         assert not re.search(r"[{}\[\]]|\b[01]\b", p.prompt), "slots filled; never one of a thing"
         given = set(re.findall(r"\d+", p.prompt))
-        for _, expression, result in p.data["steps"]:
-            computed = {str(r) for _, _, r in p.data["steps"]}
-            assert set(re.findall(r"\d+", expression)) <= given | computed
-            assert eval(expression.replace("/", "//")) == result
-        assert sum(not e.isdigit() for _, e, _ in p.data["steps"]) == p.level
+        known_values = dict[str, int]()
+        for line in p.data["lines"]:
+            name, _, working = line.rpartition(": ")
+            first, *more = working.split("=")
+            names = [n for n in known_values if n in first]
+            if names:  # the names' latest values in their places are the second side
+                for n in sorted(names, key=len, reverse=True):
+                    first = first.replace(n, str(known_values[n]))
+                assert more.pop(0) == first
+            else:  # nobody's quantity is needed: all numbers stand in the story
+                assert set(re.findall(r"\d+", first)) <= given
+            assert set(re.findall(r"\d+", first)) <= given | set(map(str, known_values.values()))
+            result = int(more[0] if more else first)
+            assert value(first) == result
+            known_values[name] = result
+        assert sum("=" in line for line in p.data["lines"]) == p.level
+        assert not p.data["lines"] or str(result) == p.answer
 
 
 def test_a_test_story_is_not_practised_in_another_language():

@@ -22,7 +22,7 @@ from ayllu.reason.task import Piece, Problem, Verdict, split_of
 from ayllu.reason.tasks.countdown import HIGH, LOW, PROMPTS, TARGETS, check, sums
 from ayllu.reason.transcript import Kind
 
-PATIENCE = 4  # lines of the expert's search
+PATIENCE = 6  # lines of the expert's search
 LUCK = 0.9  # chance that one of them hits
 LARGEST = 2 * TARGETS[1] + HIGH  # of a value on the way: what is larger rarely comes back
 
@@ -128,7 +128,7 @@ class Countdown4:
         return Problem(self.family, level, f"{key} {target}", prompt, str(target), data, tools)
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
-        """At most four lines; the first hit ends the search; an honest "no" when there was none."""
+        """At most `PATIENCE` lines; the first hit ends the search; an honest "no" when there was none."""
         target = problem.data["target"]
         choices = lines(tuple(problem.data["numbers"]))
         hits = [n for n, line in enumerate(choices) if any(v.number == target for _, v in line.tries)]

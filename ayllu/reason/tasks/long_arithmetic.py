@@ -4,7 +4,8 @@ The continuation of `arithmetic` (whose two levels stay as they are), in the sam
 same keys, so that a sum that is examined in one family is never practised in the other. A product
 is worked out row by row as on paper; each row begins with its own operands, because what stands
 near is learnt most easily, and rows are added up as they come, so that never more than two numbers
-are added at a time.
+are added at a time. A difference writes down each pair of digits before it asks whether to borrow: in six
+digits `arithmetic`'s form, which decides while it reads, went wrong there more than anywhere else.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from ayllu.reason.tasks.arithmetic import (
     add_lines,
     canonical_key,
     compare_line,
-    subtract_lines,
     verify_number,
 )
 from ayllu.reason.transcript import Kind
@@ -47,6 +47,19 @@ def product_lines(x: int, y: int) -> list[str]:
         if place and q:
             lines += [f"{part}+{total}:", *add_lines(part, total), f"={part + total}"]
         total += part
+    return lines
+
+
+def difference_lines(x: int, y: int) -> list[str]:
+    """For x >= y. 417-385 -> 7-5=2, 1<8 11-8=3, 4-3-1=0: what is taken away with what was borrowed before."""
+    borrow, lines = 0, list[str]()
+    for p, q in zip(reversed(str(x)), reversed(str(y).zfill(len(str(x)))), strict=True):
+        top, taken = int(p), int(q) + borrow
+        away = f"{q}-1" if borrow else q
+        borrow = int(top < taken)
+        lines.append(
+            (f"{p}<{away.replace('-', '+')} 1" if borrow else "") + f"{p}-{away}={top + 10 * borrow - taken}"
+        )
     return lines
 
 
@@ -81,9 +94,9 @@ class LongArithmetic:
         elif op == "*":
             lines = product_lines(*((x, y) if len(str(x)) >= len(str(y)) else (y, x)))
         elif x >= y:
-            lines = [compare_line(x, y), *subtract_lines(x, y)]
+            lines = [compare_line(x, y), *difference_lines(x, y)]
         else:
-            lines = [compare_line(x, y), f"-({y}-{x})", *subtract_lines(y, x)]
+            lines = [compare_line(x, y), f"-({y}-{x})", *difference_lines(y, x)]
         return [Piece(Kind.THINK, "\n".join(lines)), Piece(Kind.SAY, problem.answer)]
 
     def verify(self, problem: Problem, answer: str | None) -> Verdict:

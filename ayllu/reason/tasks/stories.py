@@ -3,9 +3,10 @@
 Behind each story is a small graph of quantities: how many of some thing each person has, given or
 derived from the quantities of others (after iGSM: Ye et al. 2024, "Physics of Language Models 2.1"). First
 come sentences about what is ("Ben has 3 more than Anna", in any order), then what happens, in order of
-time, then a question. A third of the stories hold a sentence that doesn't matter. The thinking names the
-person and works out one quantity a line, `Ben: 12+5=17`, in an order in which each is known when it is
-needed, and leaves out what isn't needed.
+time, then a question. A third of the stories hold a sentence that doesn't matter. The thinking works out
+one quantity a line, `Ben: Anna+5=12+5=17`, in an order in which each is known when it is needed, and
+leaves out what isn't needed. First whose quantities, as the story says it, then their values, as the lines
+above say them: two short looks in place of one that goes through both.
 
 What a story says (`Fact`s) is drawn without regard to language; the words stand in `phrases/stories.toml`.
 Three things decide the split:
@@ -48,10 +49,32 @@ class Fact:
     wording: int = 0
 
 
+@dataclass(frozen=True)
+class Step:
+    """One quantity: whose it is (-1: nobody's, the answer), how it is made (`{0}+5`, where `{0}` is the
+    quantity of the first of `needs`), what those quantities are, what it is."""
+
+    person: int
+    form: str
+    needs: tuple[int, ...]
+    known: tuple[int, ...]
+    value: int
+
+    @property
+    def given(self) -> bool:
+        """Whether there is nothing to work out."""
+        return self.form in ("{0}", str(self.value))
+
+    def line(self, names: list[str]) -> str:
+        """`Ben: Anna+5=12+5=17`."""
+        sides = [self.form.format(*(names[n] for n in self.needs)), self.form.format(*self.known)]
+        working = "=".join(dict.fromkeys([*sides, str(self.value)]))
+        return f"{names[self.person]}: {working}" if self.person >= 0 else working
+
+
 @dataclass
 class Story:
-    """What is told. `steps` are the lines of working: (person or -1 for the answer, expression, value,
-    the people whose quantities it needs)."""
+    """What is told, and the lines of working."""
 
     thing: tuple[str, int]  # its kind and its number in it
     other: tuple[str, int]
@@ -61,7 +84,7 @@ class Story:
     events: list[Fact] = field(default_factory=list)
     question: Fact = field(default_factory=lambda: Fact("", (), {}))
     value: dict[int, int] = field(default_factory=dict)
-    steps: list[tuple[int, str, int, tuple[int, ...]]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
 
     def facts(self) -> list[Fact]:
         """All sentences in order."""
@@ -110,7 +133,7 @@ def compose(rng: Generator, level: int) -> Story | None:
     if not _ask(rng, story, largest):
         return None
     needed = needed_steps(story)
-    if sum(not expression.isdigit() for _, expression, _, _ in needed) != level:
+    if sum(not step.given for step in needed) != level:
         return None
     if len(needed) < len(story.steps) - 1:  # one quantity that isn't needed is enough
         return None
@@ -121,15 +144,14 @@ def compose(rng: Generator, level: int) -> Story | None:
     return story
 
 
-def needed_steps(story: Story) -> list[tuple[int, str, int, tuple[int, ...]]]:
+def needed_steps(story: Story) -> list[Step]:
     """The steps that the answer depends on, in order."""
     wanted, kept = {-1}, []
     for step in reversed(story.steps):
-        person, _, _, needs = step
-        if person in wanted:
+        if step.person in wanted:
             kept.append(step)
-            wanted.discard(person)
-            wanted.update(needs)
+            wanted.discard(step.person)
+            wanted.update(step.needs)
     return kept[::-1]
 
 
@@ -138,9 +160,10 @@ def _draw_thing(rng: Generator, kinds: list[str]) -> tuple[str, int]:
     return kind, int(rng.integers(len(words()["things"][kind])))
 
 
-def _set(story: Story, person: int, expression: str, value: int, needs: tuple[int, ...] = ()) -> None:
-    story.value[person] = value
-    story.steps.append((person, expression, value, needs))
+def _set(story: Story, person: int, form: str, value: int, needs: tuple[int, ...] = ()) -> None:
+    story.steps.append(Step(person, form, needs, tuple(story.value[n] for n in needs), value))
+    if person >= 0:
+        story.value[person] = value
 
 
 def _begin(rng: Generator, story: Story, largest: int) -> bool:
@@ -173,7 +196,7 @@ def _relate(rng: Generator, story: Story, largest: int) -> bool:
             return False
         b = int((a + 1 + rng.integers(new - 1)) % new)
         fact = Fact("say.both", (a, b, new), {}, _wording(rng, "say.both"))
-        _set(story, new, f"{x}+{story.value[b]}", x + story.value[b], (a, b))
+        _set(story, new, "{0}+{1}", x + story.value[b], (a, b))
     else:
         if style in ("more", "fewer"):
             n = int(rng.integers(2, max(3, min(x - 1, largest // 2))))
@@ -186,7 +209,7 @@ def _relate(rng: Generator, story: Story, largest: int) -> bool:
             value = x * n if style == "times" else x // n
         fact = Fact(f"say.{style}", (a, new), {"n": n}, _wording(rng, f"say.{style}"))
         sign = {"more": "+", "fewer": "-", "times": "*", "part": "/"}[style]
-        _set(story, new, f"{x}{sign}{n}", value, (a,))
+        _set(story, new, f"{{0}}{sign}{n}", value, (a,))
     story.static.append(fact)
     return 2 <= story.value[new] <= largest
 
@@ -201,8 +224,8 @@ def _happen(rng: Generator, story: Story, largest: int) -> bool:
             return False
         n = int(rng.integers(2, x - 2))
         story.events.append(Fact("say.hand", (a, b), {"n": n}, _wording(rng, "say.hand")))
-        _set(story, a, f"{x}-{n}", x - n, (a,))
-        _set(story, b, f"{story.value[b]}+{n}", story.value[b] + n, (b,))
+        _set(story, a, f"{{0}}-{n}", x - n, (a,))
+        _set(story, b, f"{{0}}+{n}", story.value[b] + n, (b,))
         return story.value[b] <= largest
     group = ("gain", "loss")[rng.integers(2)]
     verbs = _verbs(group, story.thing[0])
@@ -210,7 +233,7 @@ def _happen(rng: Generator, story: Story, largest: int) -> bool:
     n = int(rng.integers(2, max(3, min(x - 1, largest // 2))))
     value = x + n if group == "gain" else x - n
     story.events.append(Fact(style, (a,), {"n": n}))
-    _set(story, a, f"{x}{'+' if group == 'gain' else '-'}{n}", value, (a,))
+    _set(story, a, f"{{0}}{'+' if group == 'gain' else '-'}{n}", value, (a,))
     return 2 <= value <= largest
 
 
@@ -227,26 +250,23 @@ def _ask(rng: Generator, story: Story, largest: int) -> bool:
             return False
         people = (a, b)
         sign, value = ("+", x + story.value[b]) if style == "total" else ("-", x - story.value[b])
-        expression = f"{x}{sign}{story.value[b]}"
+        form = f"{{0}}{sign}{{1}}"
     elif style == "now":
-        expression, value = "", x
+        form, value = "{0}", x
     elif style == "share":
         choices = [n for n in range(2, 10) if x % n == 0 and x // n > 1]
         if not choices:
             return False
         numbers["n"] = choices[rng.integers(len(choices))]
-        expression, value = f"{x}/{numbers['n']}", x // numbers["n"]
+        form, value = f"{{0}}/{numbers['n']}", x // numbers["n"]
     elif style == "goal":
         numbers["n"] = x + int(rng.integers(2, max(3, largest // 2)))
-        expression, value = f"{numbers['n']}-{x}", numbers["n"] - x
+        form, value = f"{numbers['n']}-{{0}}", numbers["n"] - x
     else:
         numbers["n"] = int(rng.integers(2, 10))
-        expression, value = f"{x}*{numbers['n']}", x * numbers["n"]
+        form, value = f"{{0}}*{numbers['n']}", x * numbers["n"]
     story.question = Fact(f"ask.{style}", people, numbers, _wording(rng, f"ask.{style}"))
-    if expression:
-        story.steps.append((-1, expression, value, people))
-    else:  # the last value of that person is the answer
-        story.steps.append((-1, str(value), value, people))
+    _set(story, -1, form, value, people)
     return value <= 2 * largest
 
 
@@ -340,24 +360,17 @@ class Stories:
                 break
         column = LANGUAGES.index(self.language)
         names = [words()["people"][i][column] for i in story.people]
-        steps = [
-            [names[person] if person >= 0 else "", expression, value]
-            for person, expression, value, _ in needed_steps(story)
-        ]
-        answer = steps[-1][2]
-        if str(steps[-1][1]).isdigit():  # the last quantity is the answer: no line of its own
+        steps = needed_steps(story)
+        answer = str(steps[-1].value)
+        if steps[-1].given:  # the last quantity is the answer: no line of its own
             steps.pop()
-        data = {"steps": steps, "template": template(story, self.language), "operations": level}
-        data["predicates"] = story_predicates(story)
-        return Problem(self.family, level, content(story), told(story, self.language), str(answer), data)
+        data = {"lines": [step.line(names) for step in steps], "operations": level}
+        data |= {"template": template(story, self.language), "predicates": story_predicates(story)}
+        return Problem(self.family, level, content(story), told(story, self.language), answer, data)
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
         """One quantity a line: whose it is and how it comes about."""
-        lines = []
-        for name, expression, value in problem.data["steps"]:
-            working = expression if expression.isdigit() else f"{expression}={value}"
-            lines.append(f"{name}: {working}" if name else working)
-        return [Piece(Kind.THINK, "\n".join(lines)), Piece(Kind.SAY, problem.answer)]
+        return [Piece(Kind.THINK, "\n".join(problem.data["lines"])), Piece(Kind.SAY, problem.answer)]
 
     def verify(self, problem: Problem, answer: str | None) -> Verdict:
         """The number and nothing else; leniently the last number."""

@@ -4,7 +4,8 @@ Tools must be taught, not hoped for, and so must leaving them alone: half of wha
 The conversation offers a few tools; the request comes after a fixed question, and the answer is one
 name. When the right tool isn't on offer the right answer is `none`, however near another one seems. The
 phrasings stand in `phrases/requests.toml`.
-`test` has requests (numbers and words filled in) that practice never shows, whatever is on offer;
+`test` has requests (numbers and words filled in) that practice never shows, whatever is on offer, and of
+those that have nothing to fill in ("Tell me a joke.") choices of tools that practice never shows;
 `templates` has phrasings that practice never meets.
 """
 
@@ -67,9 +68,11 @@ class ToolChoice:
             ]
             if wanted != NONE and wanted not in offered and rng.random() >= MISSING:
                 offered[int(rng.integers(len(offered)))] = wanted
-            request = _filled(rng, pool[rng.integers(len(pool))])
+            phrasing = pool[rng.integers(len(pool))]
+            request = _filled(rng, phrasing)
             key = f"choice {request} | {' '.join(sorted(offered))}"
-            if split == TEMPLATES or split_of(f"choice {request}") == split:
+            # By the request alone, a phrasing without slots would be new as a whole in `test`.
+            if split == TEMPLATES or split_of(f"choice {request}" if "{" in phrasing else key) == split:
                 break
         answer = wanted if wanted in offered else NONE
         prompt = QUESTIONS[rng.integers(len(QUESTIONS))].format(request=request)
