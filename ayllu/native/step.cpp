@@ -14,6 +14,8 @@ namespace {
 
 // A prompt's rows pass over the weights of a job more than once: so many bytes of them stay in a near cache.
 constexpr size_t JOB_BYTES = 1024 * 1024;
+// At the beginning of a piece of weights nothing has been asked for ahead yet: small matrices come in fewer pieces.
+constexpr size_t SMALL_BYTES = 128 * 1024;  // of a piece
 
 }  // namespace
 
@@ -29,7 +31,8 @@ void Model::run(Task& task, int thread, int threads) const {
     const size_t some = std::max<size_t>(1, n / size_t(threads * 4));  // tokens of one job
 
     auto piece = [&](const Matrix& w, size_t rows) {
-        const size_t even = std::max<size_t>(1, w.blocks() / size_t(threads * 6));
+        const size_t each = w.blocks() * w.block_bytes() / size_t(threads * 6) < SMALL_BYTES ? 2 : 6;  // thread's pieces
+        const size_t even = std::max<size_t>(1, w.blocks() / (size_t(threads) * each));
         return rows > MOST_ROWS ? std::min(even, std::max<size_t>(2, JOB_BYTES / w.block_bytes())) : even;
     };
     auto product = [&](const Matrix& w, const Rows& x, size_t rows, float* y, size_t stride, bool add) {
