@@ -180,6 +180,17 @@ def budgeted(chat: Chat, problem: Problem, trace: list[Piece], budget: int) -> T
     return transcript
 
 
+def draw_problems(rng: Generator, shares: dict[str, float], count: int) -> list[Problem]:
+    """`count` problems of the train split, families by their shares."""
+    families = [family for family, share in shares.items() if share]
+    chances = np.array([shares[family] for family in families])
+    problems = []
+    for _ in range(count):
+        task = TASKS[families[rng.choice(len(families), p=chances / chances.sum())]]
+        problems.append(task.problem(rng, draw_level(rng, task), "train"))
+    return problems
+
+
 def draw_level(rng: Generator, task: Task) -> int:
     """1 .. levels, the highest with double weight."""
     return min(int(rng.integers(1, task.levels + 2)), task.levels)

@@ -26,8 +26,7 @@ from ayllu.errors import RecipeValueError
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.reason.loop import answer_batch
-from ayllu.reason.practice import TASKS, check_families, draw_level, toolbox_of
-from ayllu.reason.task import Problem
+from ayllu.reason.practice import check_families, draw_problems, toolbox_of
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, further
 from ayllu.text.tokenizer import Tokenizer
@@ -73,12 +72,7 @@ def student_rows(
 ) -> list[list[Transcript]]:
     """Packed answers of the student for step `number`: a function of the seed, the number, its weights."""
     rng = np.random.default_rng([seed, 11, number])
-    families = [family for family, share in settings.families.items() if share]
-    chances = np.array([settings.families[family] for family in families])
-    problems: list[Problem] = []
-    for _ in range(settings.answers):
-        task = TASKS[families[rng.choice(len(families), p=chances / chances.sum())]]
-        problems.append(task.problem(rng, draw_level(rng, task), "train"))
+    problems = draw_problems(rng, settings.families, settings.answers)
     params = SamplingParams(max_tokens=settings.max_tokens, temperature=1.0, seed=int(rng.integers(2**62)))
     shared, packer = Toolbox([CALCULATOR]), Packer(settings.length)
     prompts = [chat.start(p.prompt, tools=p.tools) for p in problems]

@@ -24,7 +24,7 @@ from ayllu.errors import BadFileError, TrainingStoppedError
 from ayllu.files import make_folder, read_json, write_json
 from ayllu.model.weights import load_model
 from ayllu.reason.loop import Answer, answer_batch
-from ayllu.reason.practice import TASKS, check_families, draw_level, toolbox_of
+from ayllu.reason.practice import TASKS, check_families, draw_problems, toolbox_of
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript
 from ayllu.stage import StageContext, bounded, further
@@ -158,12 +158,8 @@ def _portion(
 ) -> dict[str, Any]:
     """Sample the problems of one portion; a function of the seed, its number and the model."""
     rng = np.random.default_rng([seed, 8, number])
-    shares = settings.shares(practice)
-    families, chances = list(shares), np.array(list(shares.values())) / sum(shares.values())
-    problems: list[Problem] = []
-    for _ in range(min(_PORTION, settings.problems - number * _PORTION)):
-        task = TASKS[families[rng.choice(len(families), p=chances)]]
-        problems.append(task.problem(rng, draw_level(rng, task), "train"))
+    size = min(_PORTION, settings.problems - number * _PORTION)
+    problems = draw_problems(rng, settings.shares(practice), size)
     every = [problem for problem in problems for _ in range(settings.samples)]
     params = SamplingParams(
         max_tokens=settings.max_tokens, temperature=settings.temperature, seed=int(rng.integers(2**62))

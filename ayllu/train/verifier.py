@@ -28,7 +28,7 @@ from ayllu.files import make_folder, read_json, write_json
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.reason.loop import Answer, answer_batch
-from ayllu.reason.practice import TASKS, check_families, draw_level, toolbox_of
+from ayllu.reason.practice import check_families, draw_problems, toolbox_of
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript
 from ayllu.reason.verify import Verifier, highest, save_head
@@ -183,11 +183,7 @@ def _portion(
 ) -> list[Any]:
     """Sample `size` problems; a function of the seed, the portion's number and the model."""
     rng = np.random.default_rng([seed, 9, number])
-    families, chances = list(shares), np.array(list(shares.values())) / sum(shares.values())
-    problems: list[Problem] = []
-    for _ in range(size):
-        task = TASKS[families[rng.choice(len(families), p=chances)]]
-        problems.append(task.problem(rng, draw_level(rng, task), "train"))
+    problems = draw_problems(rng, shares, size)
     k = settings.samples
     every = [problem for problem in problems for _ in range(k)]
     base = SamplingParams(max_tokens=settings.max_tokens, seed=int(rng.integers(2**62)))
