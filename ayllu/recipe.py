@@ -40,6 +40,7 @@ TABLES: dict[str, str] = {
     "expert": "ayllu.train.expert:ExpertSettings",
     "rl": "ayllu.train.rl:RlSettings",
     "verifier": "ayllu.train.verifier:VerifierSettings",
+    "distill": "ayllu.train.distill:DistillSettings",
     "eval": "ayllu.evals.stage:EvalSettings",
     "release": "ayllu.release:ReleaseSettings",
 }

@@ -34,7 +34,7 @@ from ayllu.report.summary import STAGES, read_stages, summarise
 from ayllu.stage import StageContext, free
 
 MANIFEST = "manifest.json"
-VERIFIER = "verifier"  # the folder of the verifier within the model's
+VERIFIER, STUDENT = "verifier", "student"  # folders within the model's: its verifier, its distilled student
 CHAT_TEMPLATE = Path(__file__).parent / "reason" / "chat_template.jinja"
 LICENCE = Path(__file__).parent / "report" / "LICENSE-Apache-2.0.txt"
 _CODE = {".py", ".so", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy"}
@@ -51,11 +51,13 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
     """Fill `context.folder` with the model after RL, check it, and return its hashes for the report.
 
     Reads rl/model (config.json, *.safetensors), tokenizer/, the text stage's manifest and attribution,
-    and every stage's result; a run's verifier goes into the model's folder `verifier`. Begins afresh when
-    it is called again. Returns `weights_sha256`,
-    `tokenizer_sha256`, `data_manifest_sha256`, `files`, `bytes`.
+    and every stage's result; a run's verifier goes into the model's folder `verifier`, a distilled model into
+    `student`. Begins afresh when it is called again. Returns `weights_sha256`, `tokenizer_sha256`,
+    `data_manifest_sha256`, `files`, `bytes`.
     Errors: ModelFileMissingError, ModelFileDamagedError, DiskFullError, FolderReadOnlyError.
     """
+    from ayllu.reason.verify import HEAD
+
     folder, run = context.folder, context.metrics.parent
     source = context.inputs["rl"] / "model"
     context.progress.start(4, "steps")
@@ -65,7 +67,11 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
             _copy(path, folder / path.name)
     _copy(_need(context.inputs["tokenizer"] / "tokenizer.json"), folder / "tokenizer.json")
     if "verifier" in context.inputs:
-        _copy_verifier(context.inputs["verifier"] / "model", folder / VERIFIER)
+        _need(context.inputs["verifier"] / "model" / HEAD)
+        _copy_model(context.inputs["verifier"] / "model", folder / VERIFIER)
+    if "distill" in context.inputs:
+        _copy_model(context.inputs["distill"] / "model", folder / STUDENT)
+        _write_configs(folder / STUDENT, read_json(folder / STUDENT / "config.json"))
     context.progress.update(1, "weights copied")
 
     recipe = _recipe(run)
@@ -262,11 +268,8 @@ def _copy(source: Path, target: Path) -> None:
         sync_folder(target.parent)
 
 
-def _copy_verifier(source: Path, target: Path) -> None:
-    """The backbone's weights and configs, its tokenizer, and the head."""
-    from ayllu.reason.verify import HEAD
-
-    _need(source / HEAD)
+def _copy_model(source: Path, target: Path) -> None:
+    """Weights, configs and tokenizer of a further model."""
     _need(source / "config.json")
     make_folder(target)
     for path in sorted(p for p in source.iterdir() if p.suffix in (".json", ".safetensors")):

@@ -135,6 +135,15 @@ OPTIONAL: tuple[Stage, ...] = (
         before="eval",
         read_by=("release",),
     ),
+    Stage(
+        "distill",
+        "ayllu.train.distill:distill",
+        "distill",
+        needs=("text", "tokenizer", "rl"),
+        extras=(Extra("practice", "sft"),),
+        before="eval",
+        read_by=("release",),
+    ),
 )
 
 

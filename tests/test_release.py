@@ -136,6 +136,37 @@ def test_a_verifier_travels_with_its_model(tmp_path: Path) -> None:
         verify_model_folder(here.folder)
 
 
+def test_a_distilled_model_travels_with_its_teacher_and_the_card_says_how_good_it_is(tmp_path: Path) -> None:
+    row = {"n": 200, "low": 0.1, "high": 0.2, "mean_tokens": 30.0}
+    distilled = {
+        "parameters": {"teacher": 3_200_000, "student": 412_345},
+        "evals": {
+            "countdown3": {
+                name: row | {"correct": n} for name, n in (("teacher", 176), ("sft", 62), ("student", 121))
+            }
+        },
+    }
+    ways = {"one": 0.719, "majority": 0.803, "weighted": 0.831, "best_of": 0.842, "any": 0.846}
+    judging = {"samples": 8, "heldout": {"problems": 299, "accuracy": 0.95, **ways}}
+    results = RESULTS | {"distill": distilled, "verifier": judging}
+    here = make_run(tmp_path / "demo", results=results)
+    inputs = here.inputs | {"distill": tmp_path / "demo" / "distill"}
+    with pytest.raises(ModelFileMissingError, match=r"distill.*config\.json"):
+        release(replace(here, inputs=inputs), ReleaseSettings())
+    tokenizer = Tokenizer.load(here.inputs["tokenizer"])
+    small = Decoder(ModelSettings(width=32, layers=1, head_dim=16, context=256).config(tokenizer.vocab_size))
+    save_into(replace(here, folder=inputs["distill"]), small, tokenizer)
+    release(replace(here, inputs=inputs), ReleaseSettings())
+    assert "student/chat_template.jinja" in read_json(here.folder / "manifest.json")["files"]
+    assert load_model(here.folder / "student").config.width == 32
+    card = (here.folder / "README.md").read_text()
+    assert "412k" in card and "| countdown3 | 200 | 88.0% (10.0% – 20.0%) | 31.0%" in card
+    assert "| 71.9% | 80.3% | 83.1% | 84.2% | 84.6% |" in card and "8 answers to each of 299" in card
+    report = read_json(here.folder / "report.json")
+    assert report["distill"]["parameters"]["student"] == 412_345 and report["stages"]["distill"]
+    assert report["finished"]
+
+
 def test_manifest_lists_every_file_and_the_data(folder: Path, context: StageContext) -> None:
     manifest = read_json(folder / "manifest.json")
     assert set(manifest["files"]) == {p.name for p in folder.iterdir()} - {"manifest.json"}

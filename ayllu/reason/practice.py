@@ -7,7 +7,7 @@ split. Everything is a function of the seed and a counter.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -178,6 +178,18 @@ def budgeted(chat: Chat, problem: Problem, trace: list[Piece], budget: int) -> T
             left -= len(thought)
         transcript = transcript.plus(span)
     return transcript
+
+
+def problem_shares(wanted: Mapping[str, float], practice: Shares, table: str) -> dict[str, float]:
+    """Family -> share above 0 of problems that are sampled: `wanted`, or when it is empty those of practice
+    but dialogue. RecipeValueError, naming the recipe's `table`, when all are 0."""
+    usual = {family: share for family, share in practice.shares().items() if family != "dialogue"}
+    found = {family: share for family, share in (wanted or usual).items() if share}
+    if not found:
+        raise RecipeValueError(
+            f"{table}: every share is 0", fix=f"give at least one of {table}.families a share above 0"
+        )
+    return found
 
 
 def draw_problems(rng: Generator, shares: dict[str, float], count: int) -> list[Problem]:

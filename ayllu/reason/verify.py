@@ -20,9 +20,7 @@ from ayllu.files import write_bytes
 from ayllu.model.config import ModelConfig
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
-from ayllu.reason.loop import Answer
-from ayllu.reason.transcript import Chat, Transcript
-from ayllu.reason.vote import winner
+from ayllu.reason.transcript import Transcript
 
 HEAD = "verifier.safetensors"  # beside model.safetensors
 _ROWS = 16  # solutions scored together
@@ -118,17 +116,3 @@ def check_fits(verifier: Verifier, vocabulary: int) -> None:
 def highest(scores: Sequence[float], whole: Sequence[bool]) -> int:
     """The place of the highest score; answers that were cut off come last, of equal ones the first leads."""
     return max(range(len(scores)), key=lambda n: (whole[n], scores[n], -n))
-
-
-def best_of(verifier: Verifier, answers: Sequence[Answer]) -> int:
-    """The place of the answer with the highest score; those that were cut off come last."""
-    assert answers
-    scores = verifier.score([answer.transcript for answer in answers])
-    return highest(scores, [answer.finish_reason == "stop" for answer in answers])
-
-
-def weighted_vote(verifier: Verifier, chat: Chat, answers: Sequence[Answer]) -> int | None:
-    """The place of the answer that wins when each vote weighs what its solution scores (Li et al. 2022,
-    arXiv 2206.02336). None when none is whole."""
-    texts = [chat.answer(a.transcript) if a.finish_reason == "stop" else None for a in answers]
-    return winner(texts, verifier.score([answer.transcript for answer in answers]))

@@ -8,7 +8,7 @@ off have no vote.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 
 from ayllu.engine.request import SamplingParams
@@ -18,15 +18,6 @@ from ayllu.tools.session import Rules
 from ayllu.tools.tool import Toolbox
 
 _MOST_DIGITS = 1000  # spelt out: 1e999999999 would take a gigabyte
-
-
-@dataclass(frozen=True)
-class Vote:
-    """The winner, how many of how many answers agree with it, and all of them."""
-
-    answer: Answer
-    votes: int
-    answers: tuple[Answer, ...]
 
 
 def canonical(text: str) -> str:
@@ -86,22 +77,6 @@ def agreeing(
         return None, 0
     wanted = canonical(texts[place] or "")
     return place, sum(text is not None and canonical(text) == wanted for text in texts)
-
-
-def majority(chat: Chat, answers: Sequence[Answer]) -> Vote | None:
-    """The vote of some answers to one question. None when none of them is whole."""
-    texts = [chat.answer(a.transcript) if a.finish_reason == "stop" else None for a in answers]
-    place, votes = agreeing(texts)
-    if place is None:
-        return None
-    return Vote(answers[place], votes, tuple(answers))
-
-
-def self_consistent(
-    engine: Generator, chat: Chat, transcript: Transcript, toolbox: Toolbox, params: SamplingParams, k: int
-) -> Vote | None:
-    """Answer k times and vote. `params.temperature` must be above 0 for the answers to differ."""
-    return majority(chat, several(engine, chat, transcript, toolbox, params, k))
 
 
 def several(

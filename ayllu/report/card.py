@@ -31,6 +31,7 @@ def model_card(title: str, report: dict[str, Any], data: dict[str, Any]) -> str:
         _what(report),
         _limits(report),
         _evaluation(report),
+        _beside(report),
         _training_data(report, data),
         _making(report),
         _use(report),
@@ -109,6 +110,46 @@ def _evaluation(report: dict[str, Any]) -> str:
             f"Held-out documents after pretraining: {pre['bits_per_byte']:.3f} bits per byte{against}.",
         ]
     return "\n".join(lines)
+
+
+def _beside(report: dict[str, Any]) -> str:
+    """What stands in folders beside the weights: a verifier, a distilled model."""
+    parts = []
+    judged = (report.get("verifier") or {}).get("heldout") or {}
+    if judged.get("problems"):
+        rows = [[f"{judged[way]:.1%}" for way in ("one", "majority", "weighted", "best_of", "any")]]
+        parts += [
+            "## The verifier",
+            f"The folder `verifier` holds a copy of the model that says how likely an answer is right. It "
+            f"chose among {report['verifier']['samples']} answers to each of {judged['problems']:,} held-out "
+            "problems; shares whose chosen answer is right:",
+            _table(("without a choice", "majority", "weighted vote", "best score", "any is right"), rows),
+        ]
+    made = report.get("distill") or {}
+    if made.get("evals"):
+        sizes = made["parameters"]
+        heads = (
+            "task",
+            "problems",
+            f"this model ({short(sizes['teacher'])})",
+            f"the small one ({short(sizes['student'])}) after SFT",
+            "after distillation",
+        )
+        table = [
+            [family, f"{rows['student']['n']:,}"]
+            + [
+                f"{row['correct'] / max(row['n'], 1):.1%} ({row['low']:.1%} – {row['high']:.1%})"
+                for row in (rows["teacher"], rows["sft"], rows["student"])
+            ]
+            for family, rows in made["evals"].items()
+        ]
+        parts += [
+            "## A smaller model",
+            "The folder `student` holds a smaller model that learnt from this one (on-policy distillation). "
+            "Right answers to the same held-out problems, with 95% Wilson intervals:",
+            _table(heads, table),
+        ]
+    return "\n\n".join(parts)
 
 
 def _training_data(report: dict[str, Any], data: dict[str, Any]) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("text", "tokenizer", "pretrain", "sft", "rl", "eval", "release")
+# Those that a run has only when its recipe names them; each before a stage that every run has.
+OPTIONAL = {"expert": "rl", "verifier": "eval", "distill": "eval"}
 WHEN = ("sft", "rl")  # an evaluation is made after each of these
 
 
@@ -25,11 +27,11 @@ def summarise(
 
         threads = recipe.get("threads")
         machine = describe(threads if isinstance(threads, int) else 0)
-    results = {name: stages[name].get("result") or {} for name in STAGES if name in stages}
+    done = [name for name in in_order() if name in stages]
+    results = {name: stages[name].get("result") or {} for name in done}
     times = {
         name: {key: stages[name][key] for key in ("seconds", "peak_memory_mb") if key in stages[name]}
-        for name in STAGES
-        if name in stages
+        for name in done
     }
     missing = [name for name in STAGES if name not in stages]
     report: dict[str, Any] = {
@@ -43,11 +45,18 @@ def summarise(
         "evals": evals_of(results.get("eval", {})),
         "samples": samples_of(results.get("eval", {})),
     }
-    for name in ("text", "tokenizer", "pretrain", "sft", "rl", "release"):
-        if name in results:
-            report[name] = results[name]
+    report |= {name: result for name, result in results.items() if name != "eval"}
     report["recipe"] = recipe
     return plain(report)
+
+
+def in_order() -> list[str]:
+    """All stages that a run can have."""
+    return [
+        name
+        for stage in STAGES
+        for name in (*(extra for extra, before in OPTIONAL.items() if before == stage), stage)
+    ]
 
 
 def evals_of(result: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -96,7 +105,7 @@ def find_seed(recipe: dict[str, Any]) -> int | None:
 def read_stages(run: Path) -> dict[str, dict[str, Any]]:
     """The finished stages of a run folder, from each one's stage.json; those without one are left out."""
     stages = {}
-    for name in STAGES:
+    for name in in_order():
         path = run / name / "stage.json"
         try:
             value = json.loads(path.read_text(encoding="utf-8"))

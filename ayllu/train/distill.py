@@ -7,13 +7,18 @@ asks it to leave out what it can't do rather than to spread over everything. Den
 model, the sparse reward on the large one: RL the teacher, then distil.
 
 The divergence is summed over the whole vocabulary at each sampled token in float32, so that its gradient
-has no sampling noise but that of the texts. Both models must have the same tokenizer.
+has no sampling noise but that of the texts.
+
+Only recipes with a table [distill] have this stage. The student begins at random, practises as the teacher
+did (the run's own SFT, shorter), and then writes for the teacher, which is the model after RL. Teacher,
+student after practice and student after distillation answer the same held-out problems.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +28,13 @@ from torch import Tensor
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams
 from ayllu.errors import RecipeValueError
+from ayllu.evals.runner import evaluate
+from ayllu.files import make_folder
+from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.reason.loop import answer_batch
-from ayllu.reason.practice import check_families, draw_problems, toolbox_of
+from ayllu.reason.practice import TASKS, check_families, draw_problems, problem_shares, toolbox_of
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, further
 from ayllu.text.tokenizer import Tokenizer
@@ -35,7 +43,7 @@ from ayllu.tools.tool import Toolbox
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import Packer, pack_rows, save_into, trainable
+from ayllu.train.sft import Packer, SftSettings, pack_rows, save_into, sft, trainable
 from ayllu.train.step import Batch, compute_type
 
 _ROWS = 8  # rows of one forward and backward
@@ -43,22 +51,33 @@ _ROWS = 8  # rows of one forward and backward
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """How many texts, on what, how fast."""
+    """What the student looks like, how long it practises, how many texts it writes, what is measured."""
 
+    width: int = bounded(96, 32, 4096, "channels of the student's residual stream; a multiple of 32")
+    layers: int = bounded(4, 1, 64, "blocks of the student")
+    head_dim: int = bounded(32, 8, 128, "channels of one attention head; divides the width")
+    sft_steps: int = bounded(1000, 1, 10**7, "updates of its practice, of the size that sft says")
     steps: int = bounded(200, 1, 10**6, "updates")
     answers: int = bounded(64, 1, 65_536, "answers that the student writes for an update")
     max_tokens: int = bounded(160, 16, 32768, "sampled tokens of an answer")
     length: int = bounded(256, 64, 32768, "tokens of a packed row")
     lr: float = bounded(0.001, 1e-7, 1.0, "peak rate of AdamW")
-    families: dict[str, float] = further("shares of problems by family")
+    heldout: int = bounded(200, 10, 100_000, "problems of each family on which it is measured")
+    families: dict[str, float] = further("shares of problems by family; empty: those of SFT but dialogue")
 
     def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError for a family that doesn't exist, or without any."""
+        """RecipeValueError for a family that doesn't exist, or sizes that don't divide."""
         check_families(self.families, "distill.families")
-        if not sum(self.families.values()):
+        self.shape(64)
+
+    def shape(self, context: int) -> ModelSettings:
+        """The student's shape. RecipeValueError, naming the table, where sizes don't divide."""
+        if self.width % 32 or self.width % self.head_dim:
             raise RecipeValueError(
-                "distill: every share is 0", fix="give at least one family a share above 0"
+                f"distill.width = {self.width} doesn't fit head_dim = {self.head_dim}",
+                fix="choose a width that is a multiple of 32 and of head_dim",
             )
+        return ModelSettings(self.width, self.layers, self.head_dim, context)
 
 
 def reverse_kl(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
@@ -68,11 +87,11 @@ def reverse_kl(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
 
 
 def student_rows(
-    engine: Engine, chat: Chat, settings: DistillSettings, seed: int, number: int
+    engine: Engine, chat: Chat, settings: DistillSettings, shares: dict[str, float], seed: int, number: int
 ) -> list[list[Transcript]]:
     """Packed answers of the student for step `number`: a function of the seed, the number, its weights."""
     rng = np.random.default_rng([seed, 11, number])
-    problems = draw_problems(rng, settings.families, settings.answers)
+    problems = draw_problems(rng, shares, settings.answers)
     params = SamplingParams(max_tokens=settings.max_tokens, temperature=1.0, seed=int(rng.integers(2**62)))
     shared, packer = Toolbox([CALCULATOR]), Packer(settings.length)
     prompts = [chat.start(p.prompt, tools=p.tools) for p in problems]
@@ -99,22 +118,18 @@ def backward_kl(
     return total, places
 
 
-def distill(context: StageContext, settings: DistillSettings) -> dict[str, Any]:
-    """Distil `inputs["teacher"]/model` into `inputs["student"]/model`; writes `model/`, resumable.
+def distill(context: StageContext, settings: DistillSettings, practice: SftSettings) -> dict[str, Any]:
+    """Make the student from `inputs["rl"]/model`, its teacher; writes `model/`, resumable.
 
-    RecipeValueError when the two don't share their vocabulary.
+    Result: `parameters` of both, and `evals`: family -> teacher, sft (the student after practice), student
+    -> n, correct, low, high, mean_tokens.
     """
     tokenizer = Tokenizer.load(context.inputs["tokenizer"])
     chat = Chat(tokenizer)
-    teacher = load_model(context.inputs["teacher"] / "model", device=context.device)
-    student = trainable(load_model(context.inputs["student"] / "model", device=context.device))
-    if teacher.config.vocab_size != student.config.vocab_size:
-        raise RecipeValueError(
-            f"the teacher has {teacher.config.vocab_size} pieces of vocabulary, the student "
-            f"{student.config.vocab_size}",
-            fix="distil between models of one tokenizer",
-        )
-    teacher.requires_grad_(False)
+    shares = problem_shares(settings.families, practice, "distill")
+    teacher = load_model(context.inputs["rl"] / "model", device=context.device).requires_grad_(False)
+    start = practised(context, settings, practice, teacher, tokenizer)
+    student = trainable(load_model(start, device=context.device))
     dtype = compute_type(context.device)
     optimizer = Optimizer(student, muon_lr=0.0, adam_lr=settings.lr)
     engine = Engine(
@@ -123,7 +138,7 @@ def distill(context: StageContext, settings: DistillSettings) -> dict[str, Any]:
 
     def step(number: int) -> dict[str, Any]:
         engine.refresh()
-        rows = student_rows(engine, chat, settings, context.seed, number)
+        rows = student_rows(engine, chat, settings, shares, context.seed, number)
         ones = {id(transcript): 1.0 for content in rows for transcript in content}
         batches = [
             pack_rows(rows[n : n + _ROWS], settings.length, context.device, ones)
@@ -133,10 +148,70 @@ def distill(context: StageContext, settings: DistillSettings) -> dict[str, Any]:
         optimizer.step(lr_scale(number, settings.steps, decay=0.7))
         return {"kl": kl, "tokens": places}
 
-    Loop(context, "distill", student, optimizer, settings.steps).run(
-        step, note=lambda row: f"reverse KL {row['kl']:.4f} nats a token"
-    )
-    engine.close()
+    with engine:
+        Loop(context, "distill", student, optimizer, settings.steps).run(
+            step, note=lambda row: f"reverse KL {row['kl']:.4f} nats a token"
+        )
     save_into(context, student, tokenizer)
-    context.progress.finish(f"{settings.steps} updates")
-    return {"steps": settings.steps}
+    folders = {
+        "teacher": context.inputs["rl"] / "model",
+        "sft": start,
+        "student": context.folder / "model",
+    }
+    evals = measured(context, settings, list(shares), folders)
+    shown = []
+    for family, rows in evals.items():
+        shares_right = (f"{100 * row['correct'] / max(row['n'], 1):.1f}" for row in rows.values())
+        shown.append(f"{family} {', '.join(shares_right)}")
+    context.progress.finish(f"% right of teacher, student after SFT, distilled: {'; '.join(shown)}")
+    sizes = {"teacher": teacher, "student": student}
+    return {
+        "steps": settings.steps,
+        "parameters": {name: sum(w.numel() for w in model.parameters()) for name, model in sizes.items()},
+        "evals": evals,
+    }
+
+
+def practised(
+    context: StageContext,
+    settings: DistillSettings,
+    practice: SftSettings,
+    teacher: Decoder,
+    tokenizer: Tokenizer,
+) -> Path:
+    """The folder of the student after its practice: the stage `sft`, in a hidden folder of this one."""
+    home = make_folder(context.folder / ".student")
+    start = make_folder(home / "start")
+    shape = settings.shape(teacher.config.context).config(teacher.config.vocab_size)
+    save_into(replace(context, folder=start), Decoder(shape).initialise(context.seed), tokenizer)
+    inner = replace(
+        context, folder=home, inputs=context.inputs | {"pretrain": start}, metrics=home / "metrics.jsonl"
+    )
+    sft(inner, replace(practice, steps=settings.sft_steps))
+    return home / "model"
+
+
+def measured(
+    context: StageContext, settings: DistillSettings, families: Sequence[str], folders: Mapping[str, Path]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Family -> name of the model -> what the same held-out problems of the hardest level say of it."""
+    found: dict[str, dict[str, dict[str, Any]]] = {family: {} for family in families}
+    params = SamplingParams(max_tokens=settings.max_tokens, temperature=0.0, seed=context.seed)
+    for name, folder in folders.items():
+        with Engine(folder, device=context.device, max_sequences=64) as engine:
+            for family in families:
+                task = TASKS[family]
+                result = evaluate(
+                    engine,
+                    Chat(Tokenizer.load(folder)),
+                    task,
+                    settings.heldout,
+                    params=params,
+                    toolbox=Toolbox([CALCULATOR]),
+                    levels=(task.levels,),
+                    seed=context.seed,
+                ).to_dict()
+                found[family][name] = {
+                    key: result[key] for key in ("n", "correct", "low", "high", "mean_tokens")
+                }
+    return found

@@ -28,7 +28,7 @@ from ayllu.files import make_folder, read_json, write_json
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.reason.loop import Answer, answer_batch
-from ayllu.reason.practice import check_families, draw_problems, toolbox_of
+from ayllu.reason.practice import check_families, draw_problems, problem_shares, toolbox_of
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript
 from ayllu.reason.verify import Verifier, highest, save_head
@@ -74,16 +74,6 @@ class VerifierSettings:
                 why="at 0 every sample of a problem would be the same",
                 fix="give some from 0.05 to 5",
             )
-
-    def shares(self, practice: SftSettings) -> dict[str, float]:
-        """Family -> share of the problems. RecipeValueError when all are zero."""
-        usual = {family: share for family, share in practice.shares().items() if family != "dialogue"}
-        found = {family: share for family, share in (self.families or usual).items() if share}
-        if not found:
-            raise RecipeValueError(
-                "verifier: every share is 0", fix="give at least one of verifier.families a share above 0"
-            )
-        return found
 
 
 @dataclass(frozen=True)
@@ -165,7 +155,13 @@ def sampled(
             for done, number in enumerate(missing):
                 size = min(_PORTION, wanted - number * _PORTION)
                 found[number] = _portion(
-                    engine, chat, settings, settings.shares(practice), context.seed, number, size
+                    engine,
+                    chat,
+                    settings,
+                    problem_shares(settings.families, practice, "verifier"),
+                    context.seed,
+                    number,
+                    size,
                 )
                 write_json(folder / f"{number:06d}.json", found[number])
                 context.progress.update(portions - len(missing) + done + 1)

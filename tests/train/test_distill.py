@@ -19,8 +19,10 @@ from ayllu.progress import Progress
 from ayllu.reason.practice import practice_texts
 from ayllu.reason.transcript import Chat
 from ayllu.stage import StageContext
+from ayllu.stages import stages_of
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.train import distill as module
+from ayllu.train import sft as sft_module
 from ayllu.train.distill import DistillSettings, backward_kl, distill, reverse_kl
 from ayllu.train.sft import SftSettings, save_into, sft
 from ayllu.train.step import Batch
@@ -28,8 +30,10 @@ from ayllu.train.step import Batch
 TOKENIZER = train_tokenizer(practice_texts(0), 300)
 CHAT = Chat(TOKENIZER)
 SETTINGS = DistillSettings(
-    steps=25, answers=16, max_tokens=24, length=128, lr=0.01, families={"arithmetic": 1.0}
-)
+    width=32, layers=1, head_dim=16, sft_steps=2, steps=25, answers=16, max_tokens=24, length=128, lr=0.01,
+    heldout=12,
+)  # fmt: skip
+PRACTICE = SftSettings(steps=40, rows=8, length=128, calculator=0.0, countdown3=0.0)
 
 
 def test_the_divergence_by_hand() -> None:
@@ -76,53 +80,67 @@ def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A teacher that has practised a little, and a smaller student that has not."""
+    """A teacher that has practised a little."""
     home = tmp_path_factory.mktemp("models")
     start = context(home / "start", {})
     save_into(start, model(64, 0), TOKENIZER)
     TOKENIZER.save(start.folder)
     teacher = context(home / "teacher", {"tokenizer": start.folder, "pretrain": start.folder})
-    sft(teacher, SftSettings(steps=40, rows=8, length=128, calculator=0.0, countdown3=0.0, dialogue=0.0))
-    student = context(home / "student", {})
-    save_into(student, model(32, 7), TOKENIZER)
-    return {"tokenizer": start.folder, "teacher": teacher.folder, "student": student.folder}
+    sft(teacher, PRACTICE)
+    return {"tokenizer": start.folder, "rl": teacher.folder}
 
 
 def test_a_small_student_comes_to_its_teacher(inputs: dict[str, Path], tmp_path: Path) -> None:
     here = context(tmp_path / "whole", inputs)
-    assert distill(here, SETTINGS) == {"steps": 25}
+    found = distill(here, SETTINGS, PRACTICE)
     kl = [json.loads(line)["kl"] for line in here.metrics.read_text().splitlines()]
+    assert len(kl) == 25  # and no row of the student's practice
     assert np.mean(kl[-5:]) < 0.6 * np.mean(kl[:3]) and min(kl) >= 0
-    assert load_model(here.folder / "model").config.width == 32
+    student = load_model(here.folder / "model")
+    assert student.config.width == 32 and student.config.context == 160
+    assert found["parameters"]["student"] == sum(w.numel() for w in student.parameters())
+    assert found["parameters"]["teacher"] > found["parameters"]["student"]
+    assert list(found["evals"]) == ["arithmetic"]  # dialogue has no problems to sample
+    assert [row["n"] for row in found["evals"]["arithmetic"].values()] == [12, 12, 12]
+    assert list(found["evals"]["arithmetic"]) == ["teacher", "sft", "student"]
 
 
+@pytest.mark.parametrize("death", ["student_rows", "train_step"])
 def test_a_broken_distillation_goes_on_identically(
-    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
 ) -> None:
+    """Killed in the second step of the distillation, or of the practice before it."""
     settings = replace(SETTINGS, steps=4)
     monkeypatch.setattr("ayllu.train.loop.CHECKPOINT_SECONDS", 0.0)
     whole, broken = (context(tmp_path / name, inputs) for name in ("whole", "broken"))
-    distill(whole, settings)
-    rows, deaths = module.student_rows, [2]
+    result = distill(whole, settings, PRACTICE)
+    where: Any = module if death == "student_rows" else sft_module
+    does, calls = getattr(where, death), [0]
 
-    def mortal(engine: Any, chat: Any, wish: Any, seed: int, number: int) -> Any:
-        if deaths and number == deaths[0]:
-            deaths.clear()
+    def mortal(*rest: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
             raise KeyboardInterrupt
-        return rows(engine, chat, wish, seed, number)
+        return does(*rest)
 
-    monkeypatch.setattr(module, "student_rows", mortal)
+    monkeypatch.setattr(where, death, mortal)
     with pytest.raises(KeyboardInterrupt):
-        distill(broken, settings)
-    distill(broken, settings)
+        distill(broken, settings, PRACTICE)
+    assert distill(broken, settings, PRACTICE) == result
+    assert calls[0] == (5 if death == "student_rows" else 3)  # nothing was done twice but the step that broke
     same = zip(*(load_model(c.folder / "model").parameters() for c in (whole, broken)), strict=True)
     assert all(torch.equal(a, b) for a, b in same)
 
 
-def test_models_of_different_tokenizers_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
-    other = context(tmp_path / "other", {})
-    save_into(other, model(32, 7, 310), TOKENIZER)
-    with pytest.raises(RecipeValueError, match="pieces of vocabulary"):
-        distill(context(tmp_path / "here", inputs | {"student": other.folder}), SETTINGS)
-    with pytest.raises(RecipeValueError, match="every share is 0"):
-        DistillSettings().check({})
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(RecipeValueError, match=r"distill\.families"):
+        DistillSettings(families={"sums": 1.0}).check({})
+    with pytest.raises(RecipeValueError, match=r"distill\.width = 80"):
+        DistillSettings(width=80).check({})
+
+
+def test_its_place_in_a_run() -> None:
+    stages = {stage.name: stage for stage in stages_of({"distill": {}, "verifier": {}})}
+    assert list(stages)[-5:] == ["rl", "verifier", "distill", "eval", "release"]
+    assert stages["release"].needs[-2:] == ("verifier", "distill")
+    assert "distill" not in stages["eval"].needs

@@ -23,18 +23,17 @@ from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.progress import Progress
 from ayllu.reason.loop import Answer
-from ayllu.reason.practice import TASKS, practice_texts
+from ayllu.reason.practice import TASKS, practice_texts, problem_shares
 from ayllu.reason.task import Piece, conversation
 from ayllu.reason.transcript import Chat, Kind, Transcript
 from ayllu.reason.verify import (
     HEAD,
     Verifier,
-    best_of,
     check_fits,
     find_verifier,
+    highest,
     load_verifier,
     save_head,
-    weighted_vote,
 )
 from ayllu.stage import StageContext
 from ayllu.stages import STAGES, stages_of
@@ -99,11 +98,8 @@ def test_new_solutions_are_told_apart_at_their_last_token(trained: tuple[Verifie
     scores = verifier.score([s.transcript for s in right + wrong])
     assert all(0 < score < 1 for score in scores)
     assert np.mean(np.array(scores[:40]) > 0.5) > 0.8 and np.mean(np.array(scores[40:]) < 0.5) > 0.8
-    pairs = [
-        [Answer(w.transcript, "stop"), Answer(r.transcript, "stop")]
-        for w, r in zip(wrong, right, strict=True)
-    ]
-    assert np.mean([best_of(verifier, pair) for pair in pairs]) > 0.85
+    pairs = zip(scores[40:], scores[:40], strict=True)
+    assert np.mean([highest(pair, [True, True]) for pair in pairs]) > 0.85
 
 
 def test_training_and_scoring_read_the_same_tokens() -> None:
@@ -132,13 +128,9 @@ def test_scores_do_not_depend_on_the_batch(trained: tuple[Verifier, Any]) -> Non
     assert together == pytest.approx([verifier.score([t])[0] for t in transcripts], abs=1e-5)
 
 
-def test_a_cut_off_answer_is_never_the_best(trained: tuple[Verifier, Any]) -> None:
-    verifier, _ = trained
-    rng = np.random.default_rng(3)
-    good, bad = solution(rng, True).transcript, solution(rng, False).transcript
-    assert best_of(verifier, [Answer(good, "length"), Answer(bad, "stop")]) == 1
-    assert weighted_vote(verifier, CHAT, [Answer(good, "length")]) is None
-    assert weighted_vote(verifier, CHAT, [Answer(bad, "stop"), Answer(good, "stop")]) in (0, 1)
+def test_a_cut_off_answer_is_never_the_best() -> None:
+    assert highest([0.9, 0.1], [False, True]) == 1
+    assert highest([0.2, 0.7, 0.7], [True, True, True]) == 1  # of equal ones the first
 
 
 def test_a_verifier_comes_back_from_its_folder(trained: tuple[Verifier, Any], tmp_path: Path) -> None:
@@ -279,7 +271,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         with pytest.raises(RecipeValueError, match="temperatures"):
             VerifierSettings(temperatures=temperatures).check({})
     with pytest.raises(RecipeValueError, match="every share is 0"):
-        VerifierSettings(families={"arithmetic": 0.0}).shares(PRACTICE)
+        problem_shares({"arithmetic": 0.0}, PRACTICE, "verifier")
     with pytest.raises(UsageError, match="pieces of vocabulary"):
         check_fits(Verifier(Decoder(CONFIG)), 401)
 
