@@ -1,12 +1,13 @@
 """Rollouts beside trl: tokens a second of train/rl.py and of trl's GRPOTrainer, same model, same problems.
 
     python bench/against_trl.py --trl FOLDER         # FOLDER: where `pip install --target FOLDER` put trl
+    python bench/against_trl.py --trl FOLDER --model MODEL     # with a model that Ayllu trained
 
-One small Llama with random weights is written once; both sides load it, answer the same Countdown problems
-in groups of eight at temperature 1 with the same limit, earn the same reward, and make one update from it.
-Sides take turns, each in a process of its own with the same number of threads; medians are compared.
-Random weights hardly ever end an answer, so that both write about the same number of tokens; they are
-counted, not assumed. Two rates: of sampling alone, and of a whole step with its update.
+Both sides load one small Llama, answer the same Countdown problems in groups of eight at temperature 1 with
+the same limit, earn the same reward, and make one update from it. Sides take turns, each in a process of its
+own with the same number of threads; medians are compared. Without --model the weights are random and hardly
+ever end an answer, so that all are equally long; those of a trained model end where they end, as in real
+training. Tokens are counted, not assumed. Two rates: of sampling alone, and of a whole step with its update.
 
 trl generates with transformers (its way on a machine without vLLM). It isn't among our dependencies, and
 needs no other torch: install it with --no-deps beside what it lacks (accelerate, datasets and theirs).
@@ -17,11 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,8 @@ def problems(count: int) -> list[Any]:
     from ayllu.reason.practice import TASKS
 
     rng = np.random.default_rng(0)
-    return [TASKS["countdown3"].problem(rng, 1 + n % 3, "train") for n in range(count)]
+    drawn = (TASKS["countdown3"].problem(rng, 1 + n % 3, "train") for n in range(count))
+    return [replace(problem, tools=()) for problem in drawn]  # trl's side has no calculator
 
 
 def write_model(folder: Path, width: int, layers: int) -> None:
@@ -44,6 +48,7 @@ def write_model(folder: Path, width: int, layers: int) -> None:
     from ayllu.model.decoder import Decoder
     from ayllu.progress import Progress
     from ayllu.reason.practice import practice_texts
+    from ayllu.release import CHAT_TEMPLATE
     from ayllu.stage import StageContext
     from ayllu.text.tokenizer import train_tokenizer
     from ayllu.train.sft import save_into
@@ -53,6 +58,7 @@ def write_model(folder: Path, width: int, layers: int) -> None:
     progress = Progress("model", quiet=True)
     context = StageContext(folder, {}, 0, 1, "cpu", progress, folder / "m.jsonl", folder)
     save_into(context, Decoder(shape.config(tokenizer.vocab_size)).initialise(0), tokenizer)
+    shutil.copy(CHAT_TEMPLATE, folder / "model")
 
 
 def ours(folder: Path, prompts: int, max_tokens: int, steps: int) -> list[dict[str, float]]:
@@ -129,7 +135,7 @@ def theirs(folder: Path, prompts: int, max_tokens: int, steps: int) -> list[dict
         save_strategy="no",
         disable_tqdm=True,
     )
-    texts = [problem.prompt for problem in problems(prompts)] * (steps + 1)
+    texts = [[{"role": "user", "content": p.prompt}] for p in problems(prompts)] * (steps + 1)
     rows = Dataset(pyarrow.table({"prompt": texts}), fingerprint="countdown")  # not hashed by pickling it
     trainer = GRPOTrainer(
         model=model,
@@ -155,6 +161,7 @@ def rates(rows: list[dict[str, float]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trl", type=Path, help="folder with trl and what it lacks here")
+    parser.add_argument("--model", type=Path, help="a released model's folder, instead of random weights")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--prompts", type=int, default=8, help="groups of a step (default 8)")
@@ -174,7 +181,10 @@ def main() -> None:
         print(json.dumps(side(wish.folder, wish.prompts, wish.max_tokens, wish.steps)))
         return
     with tempfile.TemporaryDirectory() as home:
-        write_model(Path(home), wish.width, wish.layers)
+        if wish.model:
+            shutil.copytree(wish.model, Path(home) / "model")
+        else:
+            write_model(Path(home), wish.width, wish.layers)
         rows: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
         for _ in range(wish.turns):
             for side, found in rows.items():

@@ -178,26 +178,30 @@ class _SplitHeads(torch.autograd.Function):
 
 
 class _CausalSoftmax(torch.autograd.Function):
+    """In place, on the product itself: on a view of it autograd would copy the gradient three times."""
+
     @staticmethod
-    def forward(ctx: Any, scores_BHTT: Tensor, starts_BT: Tensor) -> Tensor:
-        b, h, t, _ = scores_BHTT.shape
+    def forward(ctx: Any, scores_NTT: Tensor, starts_BT: Tensor, heads: int) -> Tensor:
+        b, t = starts_BT.shape
+        assert scores_NTT.numel() == b * heads * t * t
         native.module().causal_softmax(  # type: ignore[union-attr]
-            _address(scores_BHTT, BF16, b, h, t, t), _address(starts_BT, torch.int32, b, t), b, h, t
+            _address(scores_NTT, BF16, *scores_NTT.shape), _address(starts_BT, torch.int32, b, t), b, heads, t
         )
-        ctx.mark_dirty(scores_BHTT)
-        ctx.save_for_backward(scores_BHTT, starts_BT)
-        return scores_BHTT
+        ctx.mark_dirty(scores_NTT)
+        ctx.save_for_backward(scores_NTT, starts_BT)
+        ctx.heads = heads
+        return scores_NTT
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dp: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, dp: Tensor) -> tuple[Tensor, None, None]:
         p, starts_BT = ctx.saved_tensors
-        b, h, t, _ = p.shape
+        b, t = starts_BT.shape
         dp = dp.contiguous()  # ours alone: the product before it made it
         native.module().causal_softmax_backward(  # type: ignore[union-attr]
-            _address(dp, BF16), _address(p, BF16), _address(starts_BT, torch.int32), b, h, t
+            _address(dp, BF16), _address(p, BF16), _address(starts_BT, torch.int32), b, ctx.heads, t
         )
-        return dp, None
+        return dp, None, None
 
 
 def attention(
@@ -223,8 +227,7 @@ def attention(
     group = heads // kv_heads
     k, v = k.view(b * kv_heads, t, dim), v.view(b * kv_heads, t, dim)
     scores = torch.bmm(q.view(b * kv_heads, group * t, dim), k.transpose(1, 2))
-    weights = _CausalSoftmax.apply(scores.view(b, heads, t, t), starts_BT)
-    y = torch.bmm(weights.view(b * kv_heads, group * t, t), v)
+    y = torch.bmm(_CausalSoftmax.apply(scores, starts_BT, heads), v)
     return y.view(b, heads, t, dim).transpose(1, 2).reshape(b, t, heads * dim)
 
 

@@ -21,6 +21,7 @@ from ayllu.reason.tasks.bases import Bases
 from ayllu.reason.tasks.calculator import Calculator
 from ayllu.reason.tasks.countdown import Countdown
 from ayllu.reason.tasks.countdown4 import Countdown4
+from ayllu.reason.tasks.countdown_patient import PatientCountdown
 from ayllu.reason.tasks.dates import Dates
 from ayllu.reason.tasks.dialogue import Dialogue
 from ayllu.reason.tasks.expressions import Expressions
@@ -64,6 +65,7 @@ BASIC: tuple[Task, ...] = (Arithmetic(), Calculator(), Countdown(), Dialogue()) 
 LADDER: tuple[Task, ...] = (
     LongArithmetic(),
     Expressions(),
+    PatientCountdown(),
     Countdown4(),
     NumberTheory(),
     Bases(),

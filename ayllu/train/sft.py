@@ -30,7 +30,7 @@ from ayllu.train.optim import Optimizer
 from ayllu.train.schedule import lr_scale
 from ayllu.train.step import Batch, compute_type, train_step
 
-CODE_VERSION = 3  # 3: stories name whose quantities they use, long differences look before they borrow
+CODE_VERSION = 4  # 4: the expert of countdown4 searches up to eight lines
 _CHUNK = 16  # batches that are drawn and packed together
 
 

@@ -22,7 +22,7 @@ from ayllu.reason.task import Piece, Problem, Verdict, split_of
 from ayllu.reason.tasks.countdown import HIGH, LOW, PROMPTS, TARGETS, check, sums
 from ayllu.reason.transcript import Kind
 
-PATIENCE = 6  # lines of the expert's search
+PATIENCE = 8  # lines of the expert's search
 LUCK = 0.9  # chance that one of them hits
 LARGEST = 2 * TARGETS[1] + HIGH  # of a value on the way: what is larger rarely comes back
 
