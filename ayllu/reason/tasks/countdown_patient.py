@@ -1,10 +1,10 @@
 """Countdown with three numbers, by an expert that looks at every line.
 
-The problems are those of `countdown`, their splits too. That expert gives up early, so that RL has something to
-find out; where it is the result that counts, this one is practised: lines in the order of the numbers and
+The problems are those of `countdown`, their splits too. That expert gives up early, so that RL has something
+to find out; where it is the result that counts, this one is practised: lines in the order of the numbers and
 signs (the larger two first, then + - * /), none left out, until one hits. Each line follows from the one
-before, so there is nothing to remember and no way in a circle, and three numbers have eleven lines at the most.
-Products by one are tried as well; what stays out of reach, about 2 % of the deals, needs a fraction or a
+before, so there is nothing to remember and no way in a circle, and three numbers have twelve lines at the
+most. Products by one are tried as well; what stays out of reach, some 1 % of the deals, needs a fraction or a
 product above 198 on the way, and there the answer is an honest "no".
 """
 
