@@ -35,8 +35,8 @@ SLOW = {"zebra": 9, "countdown4": 40}
 # Characters of prompt and solution together; stated, so that a recipe can choose the length of its rows.
 LONGEST = {
     "long_arithmetic": 420, "expressions": 260, "countdown4": 420, "countdown3_patient": 420,
-    "number_theory": 420, "bases": 330, "lists": 420, "dates": 520, "knights": 750, "zebra": 1000, "paths": 420,
-    "stories_en": 650, "stories_de": 700, "stories_te": 700,
+    "number_theory": 420, "bases": 330, "lists": 420, "dates": 520, "knights": 750, "zebra": 1000,
+    "paths": 420, "stories_en": 650, "stories_de": 700, "stories_te": 700,
     "tables": 560, "tool_choice": 220, "programs": 420,
 }  # fmt: skip
 
@@ -84,8 +84,8 @@ def test_the_expert_is_right_and_chance_is_not(task):
     """Oracle and random baseline: the own solution scores, the answer to another problem hardly does."""
     solved = traced(task, SLOW.get(task.family, 90))
     right = [task.verify(p, trace[-1].text).strict for p, trace in solved]
-    if task.family == "countdown4":
-        assert 0.8 < np.mean(right) < 1, "now and then the expert gives up, and says so"
+    if task.family.startswith("countdown"):
+        assert 0.8 < np.mean(right) <= 1, "now and then the expert gives up, and says so"
         assert all(r or t[-1].text == "no" for r, (_, t) in zip(right, solved, strict=True))
     else:
         assert all(right)
