@@ -75,7 +75,9 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
     context.progress.update(1, "weights copied")
 
     recipe = _recipe(run)
-    report = _report(recipe, read_stages(run), weights_sha256(folder))
+    # An optional stage that the recipe no longer has leaves its folder behind.
+    stages = {name: made for name, made in read_stages(run).items() if name in STAGES or name in recipe}
+    report = _report(recipe, stages, weights_sha256(folder))
     title = settings.title or recipe.get("name") or run.name
     data = read_json(_need(context.inputs["text"] / MANIFEST))
     _write_configs(folder, read_json(_need(source / "config.json")))

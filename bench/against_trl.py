@@ -110,7 +110,7 @@ def theirs(folder: Path, prompts: int, max_tokens: int, steps: int) -> list[dict
         clock["sampling"] += time.perf_counter() - began
         return made
 
-    def reward(completions: list[str], completion_ids: list[list[int]], **rest: Any) -> list[float]:
+    def reward(completions: list[Any], completion_ids: list[list[int]], **rest: Any) -> list[float]:
         clock["tokens"] += sum(len(ids) for ids in completion_ids)
         return [float(n % 2) for n in range(len(completions))]
 

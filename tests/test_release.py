@@ -150,6 +150,10 @@ def test_a_distilled_model_travels_with_its_teacher_and_the_card_says_how_good_i
     judging = {"samples": 8, "heldout": {"problems": 299, "accuracy": 0.95, **ways}}
     results = RESULTS | {"distill": distilled, "verifier": judging}
     here = make_run(tmp_path / "demo", results=results)
+    release(here, ReleaseSettings())
+    assert "verifier" not in (here.folder / "README.md").read_text()  # left behind by an older recipe
+    with open(here.folder.parent / "recipe.toml", "a") as file:
+        file.write("\n[verifier]\n\n[distill]\nlimit = 512\n")
     inputs = here.inputs | {"distill": tmp_path / "demo" / "distill"}
     with pytest.raises(ModelFileMissingError, match=r"distill.*config\.json"):
         release(replace(here, inputs=inputs), ReleaseSettings())
@@ -164,7 +168,7 @@ def test_a_distilled_model_travels_with_its_teacher_and_the_card_says_how_good_i
     assert "| 71.9% | 80.3% | 83.1% | 84.2% | 84.6% |" in card and "8 answers to each of 299" in card
     report = read_json(here.folder / "report.json")
     assert report["distill"]["parameters"]["student"] == 412_345 and report["stages"]["distill"]
-    assert report["finished"]
+    assert report["finished"] and "at most 512 tokens" in card
 
 
 def test_manifest_lists_every_file_and_the_data(folder: Path, context: StageContext) -> None:

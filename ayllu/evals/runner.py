@@ -118,14 +118,14 @@ def evaluate(
         chat,
         transcripts,
         [toolbox_of(problem, box).only(problem.tools) for problem in problems],
-        [_fitting(params, engine.context_length - len(transcript.ids())) for transcript in transcripts],
+        [fitting(params, engine.context_length - len(transcript.ids())) for transcript in transcripts],
         max_calls=max_calls,
         on_answer=count,
     )
     return score(chat, task, problems, answers)
 
 
-def _fitting(params: SamplingParams, room: int) -> SamplingParams:
+def fitting(params: SamplingParams, room: int) -> SamplingParams:
     """With no more tokens than the context has room for; a prompt without room is the engine's to refuse."""
     if params.max_tokens is None or room < 1:
         return params

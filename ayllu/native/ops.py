@@ -183,9 +183,9 @@ class _CausalSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores_NTT: Tensor, starts_BT: Tensor, heads: int) -> Tensor:
         b, t = starts_BT.shape
-        assert scores_NTT.numel() == b * heads * t * t
+        assert scores_NTT.shape[-1] == t and scores_NTT.numel() == b * heads * t * t
         native.module().causal_softmax(  # type: ignore[union-attr]
-            _address(scores_NTT, BF16, *scores_NTT.shape), _address(starts_BT, torch.int32, b, t), b, heads, t
+            _address(scores_NTT, BF16), _address(starts_BT, torch.int32, b, t), b, heads, t
         )
         ctx.mark_dirty(scores_NTT)
         ctx.save_for_backward(scores_NTT, starts_BT)

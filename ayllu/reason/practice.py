@@ -184,14 +184,25 @@ def budgeted(chat: Chat, problem: Problem, trace: list[Piece], budget: int) -> T
 
 def problem_shares(wanted: Mapping[str, float], practice: Shares, table: str) -> dict[str, float]:
     """Family -> share above 0 of problems that are sampled: `wanted`, or when it is empty those of practice
-    but dialogue. RecipeValueError, naming the recipe's `table`, when all are 0."""
+    but dialogue. RecipeValueError, naming the recipe's `table`, when there is none."""
     usual = {family: share for family, share in practice.shares().items() if family != "dialogue"}
     found = {family: share for family, share in (wanted or usual).items() if share}
     if not found:
-        raise RecipeValueError(
-            f"{table}: every share is 0", fix=f"give at least one of {table}.families a share above 0"
-        )
+        raise _no_share(table)
     return found
+
+
+def check_shares(wanted: Mapping[str, float], table: str) -> None:
+    """RecipeValueError for a family in `table`.families that doesn't exist, or when all are 0."""
+    check_families(wanted, f"{table}.families")
+    if wanted and not any(wanted.values()):
+        raise _no_share(table)
+
+
+def _no_share(table: str) -> RecipeValueError:
+    return RecipeValueError(
+        f"{table}: every share is 0", fix=f"give at least one of {table}.families a share above 0"
+    )
 
 
 def draw_problems(rng: Generator, shares: dict[str, float], count: int) -> list[Problem]:

@@ -116,7 +116,9 @@ def _beside(report: dict[str, Any]) -> str:
     """What stands in folders beside the weights: a verifier, a distilled model."""
     parts = []
     judged = (report.get("verifier") or {}).get("heldout") or {}
-    if judged.get("problems"):
+    if "verifier" in report and not judged.get("problems"):
+        parts += ["## The verifier", "It is in the folder `verifier`. Missing: it was not measured."]
+    elif judged:
         rows = [[f"{judged[way]:.1%}" for way in ("one", "majority", "weighted", "best_of", "any")]]
         parts += [
             "## The verifier",
@@ -146,7 +148,10 @@ def _beside(report: dict[str, Any]) -> str:
         parts += [
             "## A smaller model",
             "The folder `student` holds a smaller model that learnt from this one (on-policy distillation). "
-            "Right answers to the same held-out problems, with 95% Wilson intervals:",
+            f"Right answers to the same held-out problems, at most {limit} tokens each, with 95% Wilson "
+            "intervals:"
+            if isinstance(limit := report.get("recipe", {}).get("distill", {}).get("limit"), int)
+            else "Right answers to the same held-out problems, with 95% Wilson intervals:",
             _table(heads, table),
         ]
     return "\n\n".join(parts)

@@ -17,7 +17,7 @@ from ayllu.report import figures
 from ayllu.report.charts import short
 from ayllu.report.escape import safe
 from ayllu.report.figures import missing, rows_of
-from ayllu.report.summary import STAGES
+from ayllu.report.summary import STAGES, in_order
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 LANGUAGES = {"en": "English", "de": "German", "te": "Telugu"}
@@ -260,7 +260,8 @@ def _resources(report: dict[str, Any]) -> str:
             else "missing",
             maybe(report["stages"].get(name, {}).get("peak_memory_mb"), "{:,.0f} MB".format),
         )
-        for name in STAGES
+        for name in in_order()
+        if name in STAGES or name in report["stages"]
     ]
     strip = figures.time_strip(report["stages"])
     total = ("all", clock(report["wall_seconds"]), "")

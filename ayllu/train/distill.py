@@ -16,6 +16,7 @@ student after practice and student after distillation answer the same held-out p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,14 +28,14 @@ from torch import Tensor
 
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams
-from ayllu.errors import RecipeValueError
-from ayllu.evals.runner import evaluate
-from ayllu.files import make_folder
+from ayllu.errors import RecipeValueError, TrainingStoppedError
+from ayllu.evals.runner import evaluate, fitting
+from ayllu.files import make_folder, read_json, write_json
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.reason.loop import answer_batch
-from ayllu.reason.practice import TASKS, check_families, draw_problems, problem_shares, toolbox_of
+from ayllu.reason.practice import TASKS, check_shares, draw_problems, problem_shares, toolbox_of
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, further
 from ayllu.text.tokenizer import Tokenizer
@@ -46,6 +47,7 @@ from ayllu.train.schedule import lr_scale
 from ayllu.train.sft import Packer, SftSettings, pack_rows, save_into, sft, trainable
 from ayllu.train.step import Batch, compute_type
 
+MEASURED = ("n", "correct", "low", "high", "mean_tokens", "truncated")
 _ROWS = 8  # rows of one forward and backward
 
 
@@ -62,13 +64,20 @@ class DistillSettings:
     max_tokens: int = bounded(160, 16, 32768, "sampled tokens of an answer")
     length: int = bounded(256, 64, 32768, "tokens of a packed row")
     lr: float = bounded(0.001, 1e-7, 1.0, "peak rate of AdamW")
+    limit: int = bounded(512, 16, 32768, "sampled tokens of an answer when teacher and student are measured")
     heldout: int = bounded(200, 10, 100_000, "problems of each family on which it is measured")
     families: dict[str, float] = further("shares of problems by family; empty: those of SFT but dialogue")
 
     def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError for a family that doesn't exist, or sizes that don't divide."""
-        check_families(self.families, "distill.families")
+        """RecipeValueError for a family that doesn't exist, or sizes that don't fit together."""
+        check_shares(self.families, "distill")
         self.shape(64)
+        if self.max_tokens >= self.length:
+            raise RecipeValueError(
+                f"distill.max_tokens = {self.max_tokens} leaves no room for the question in rows of "
+                f"{self.length} tokens",
+                fix="raise distill.length: answers that don't fit with their question teach nothing",
+            )
 
     def shape(self, context: int) -> ModelSettings:
         """The student's shape. RecipeValueError, naming the table, where sizes don't divide."""
@@ -95,7 +104,8 @@ def student_rows(
     params = SamplingParams(max_tokens=settings.max_tokens, temperature=1.0, seed=int(rng.integers(2**62)))
     shared, packer = Toolbox([CALCULATOR]), Packer(settings.length)
     prompts = [chat.start(p.prompt, tools=p.tools) for p in problems]
-    for answer in answer_batch(engine, chat, prompts, [toolbox_of(p, shared) for p in problems], params):
+    rooms = [fitting(params, engine.context_length - len(prompt.ids())) for prompt in prompts]
+    for answer in answer_batch(engine, chat, prompts, [toolbox_of(p, shared) for p in problems], rooms):
         packer.add(answer.transcript)
     return packer.finish()
 
@@ -115,6 +125,8 @@ def backward_kl(
         loss = reverse_kl(student.logits(states.flatten(0, 1)[mask_N]), teacher_NV).sum() / places
         loss.backward()
         total += float(loss.detach())
+    if not math.isfinite(total):
+        raise TrainingStoppedError("the divergence is not a number any more", fix="lower distill.lr")
     return total, places
 
 
@@ -128,6 +140,8 @@ def distill(context: StageContext, settings: DistillSettings, practice: SftSetti
     chat = Chat(tokenizer)
     shares = problem_shares(settings.families, practice, "distill")
     teacher = load_model(context.inputs["rl"] / "model", device=context.device).requires_grad_(False)
+    for family in shares:  # what can't be examined (GSM8K without rows of its level) is said before the work
+        TASKS[family].problem(np.random.default_rng(0), TASKS[family].levels, "test")
     start = practised(context, settings, practice, teacher, tokenizer)
     student = trainable(load_model(start, device=context.device))
     dtype = compute_type(context.device)
@@ -139,6 +153,11 @@ def distill(context: StageContext, settings: DistillSettings, practice: SftSetti
     def step(number: int) -> dict[str, Any]:
         engine.refresh()
         rows = student_rows(engine, chat, settings, shares, context.seed, number)
+        if not rows:
+            raise TrainingStoppedError(
+                f"none of the student's answers fits into a row of {settings.length} tokens",
+                fix="raise distill.length, or lower distill.max_tokens",
+            )
         ones = {id(transcript): 1.0 for content in rows for transcript in content}
         batches = [
             pack_rows(rows[n : n + _ROWS], settings.length, context.device, ones)
@@ -159,11 +178,10 @@ def distill(context: StageContext, settings: DistillSettings, practice: SftSetti
         "student": context.folder / "model",
     }
     evals = measured(context, settings, list(shares), folders)
-    shown = []
     for family, rows in evals.items():
-        shares_right = (f"{100 * row['correct'] / max(row['n'], 1):.1f}" for row in rows.values())
-        shown.append(f"{family} {', '.join(shares_right)}")
-    context.progress.finish(f"% right of teacher, student after SFT, distilled: {'; '.join(shown)}")
+        right = (f"{100 * row['correct'] / max(row['n'], 1):.1f} %" for row in rows.values())
+        context.progress.say(f"{family}: teacher, student after SFT, distilled: {', '.join(right)}")
+    context.progress.finish(f"{settings.steps} updates")
     sizes = {"teacher": teacher, "student": student}
     return {
         "steps": settings.steps,
@@ -194,24 +212,31 @@ def practised(
 def measured(
     context: StageContext, settings: DistillSettings, families: Sequence[str], folders: Mapping[str, Path]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Family -> name of the model -> what the same held-out problems of the hardest level say of it."""
+    """Family -> name of the model -> what the same held-out problems of the hardest level say of it.
+
+    What is measured is kept at once: a killed stage goes on with the next."""
     found: dict[str, dict[str, dict[str, Any]]] = {family: {} for family in families}
-    params = SamplingParams(max_tokens=settings.max_tokens, temperature=0.0, seed=context.seed)
+    kept = make_folder(context.folder / ".student" / "measured")
+    params = SamplingParams(max_tokens=settings.limit, temperature=0.0, seed=context.seed)
+    context.progress.start(len(folders) * len(families), "measurements")
     for name, folder in folders.items():
         with Engine(folder, device=context.device, max_sequences=64) as engine:
             for family in families:
-                task = TASKS[family]
-                result = evaluate(
-                    engine,
-                    Chat(Tokenizer.load(folder)),
-                    task,
-                    settings.heldout,
-                    params=params,
-                    toolbox=Toolbox([CALCULATOR]),
-                    levels=(task.levels,),
-                    seed=context.seed,
-                ).to_dict()
-                found[family][name] = {
-                    key: result[key] for key in ("n", "correct", "low", "high", "mean_tokens")
-                }
+                path = kept / f"{name}-{family}.json"
+                if not path.is_file():
+                    task = TASKS[family]
+                    result = evaluate(
+                        engine,
+                        Chat(Tokenizer.load(folder)),
+                        task,
+                        settings.heldout,
+                        params=params,
+                        toolbox=Toolbox([CALCULATOR]),
+                        levels=(task.levels,),
+                        seed=context.seed,
+                    )
+                    write_json(path, {key: result.to_dict()[key] for key in MEASURED})
+                found[family][name] = read_json(path)
+                done = sum(len(rows) for rows in found.values())
+                context.progress.update(done, f"{family}, {name}")
     return found

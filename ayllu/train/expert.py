@@ -24,7 +24,7 @@ from ayllu.errors import BadFileError, TrainingStoppedError
 from ayllu.files import make_folder, read_json, write_json
 from ayllu.model.weights import load_model
 from ayllu.reason.loop import Answer, answer_batch
-from ayllu.reason.practice import TASKS, check_families, draw_problems, toolbox_of
+from ayllu.reason.practice import TASKS, check_shares, draw_problems, problem_shares, toolbox_of
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript
 from ayllu.stage import StageContext, bounded, further
@@ -60,13 +60,8 @@ class ExpertSettings:
     families: dict[str, float] = further("shares of problems by family; empty: those of SFT but dialogue")
 
     def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError for a family that doesn't exist."""
-        check_families(self.families, "expert.families")
-
-    def shares(self, practice: SftSettings) -> dict[str, float]:
-        """Family -> share of the problems."""
-        usual = {family: share for family, share in practice.shares().items() if family != "dialogue"}
-        return {family: share for family, share in (self.families or usual).items() if share}
+        """RecipeValueError for a family that doesn't exist, or when all shares are 0."""
+        check_shares(self.families, "expert")
 
 
 def expert(context: StageContext, settings: ExpertSettings, practice: SftSettings) -> dict[str, Any]:
@@ -159,7 +154,7 @@ def _portion(
     """Sample the problems of one portion; a function of the seed, its number and the model."""
     rng = np.random.default_rng([seed, 8, number])
     size = min(_PORTION, settings.problems - number * _PORTION)
-    problems = draw_problems(rng, settings.shares(practice), size)
+    problems = draw_problems(rng, problem_shares(settings.families, practice, "expert"), size)
     every = [problem for problem in problems for _ in range(settings.samples)]
     params = SamplingParams(
         max_tokens=settings.max_tokens, temperature=settings.temperature, seed=int(rng.integers(2**62))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ayllu.errors import RecipeValueError
+from ayllu.errors import RecipeValueError, TrainingStoppedError
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
@@ -47,9 +47,9 @@ def test_the_divergence_by_hand() -> None:
     assert reverse_kl(student + 3.0, teacher - 1.0).tolist() == pytest.approx(wanted, abs=1e-6)
 
 
-def model(width: int, seed: int, vocabulary: int = 300) -> Decoder:
+def model(width: int, seed: int) -> Decoder:
     shape = ModelSettings(width=width, layers=1, head_dim=16, context=160)
-    return Decoder(shape.config(vocabulary)).initialise(seed)
+    return Decoder(shape.config(300)).initialise(seed)
 
 
 def test_the_gradient_is_that_of_the_mean_over_sampled_places() -> None:
@@ -137,6 +137,33 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         DistillSettings(families={"sums": 1.0}).check({})
     with pytest.raises(RecipeValueError, match=r"distill\.width = 80"):
         DistillSettings(width=80).check({})
+    with pytest.raises(RecipeValueError, match=r"distill\.max_tokens = 300"):
+        DistillSettings(max_tokens=300).check({})
+    with pytest.raises(RecipeValueError, match="distill: every share is 0"):
+        DistillSettings(families={"arithmetic": 0.0}).check({})
+
+
+def test_answers_that_fit_nowhere_stop_the_stage(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(TrainingStoppedError, match="fits into a row"):
+        distill(context(tmp_path / "short", inputs), replace(SETTINGS, length=8), PRACTICE)
+
+
+def test_a_kill_while_measuring_loses_one_measurement(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, asked, does = context(tmp_path / "here", inputs), list[Any](), module.evaluate
+
+    def mortal(*given: Any, **how: Any) -> Any:
+        asked.append(given)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return does(*given, **how)
+
+    monkeypatch.setattr(module, "evaluate", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        distill(here, replace(SETTINGS, steps=1), PRACTICE)
+    found = distill(here, replace(SETTINGS, steps=1), PRACTICE)
+    assert len(asked) == 4 and len(found["evals"]["arithmetic"]) == 3
 
 
 def test_its_place_in_a_run() -> None:

@@ -17,7 +17,7 @@ from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.progress import Progress
 from ayllu.reason.loop import Answer
-from ayllu.reason.practice import TASKS, practice_texts
+from ayllu.reason.practice import TASKS, practice_texts, problem_shares
 from ayllu.reason.task import conversation
 from ayllu.reason.transcript import Chat, Kind, Transcript
 from ayllu.stage import StageContext
@@ -165,7 +165,9 @@ def test_kept_solutions_take_their_share_of_the_batches() -> None:
 def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(RecipeValueError, match=r"expert\.families"):
         ExpertSettings(families={"sums": 1.0}).check({})
-    assert "dialogue" not in ExpertSettings().shares(SftSettings())
+    with pytest.raises(RecipeValueError, match="expert: every share is 0"):
+        ExpertSettings(families={"arithmetic": 0.0}).check({})
+    assert "dialogue" not in problem_shares({}, SftSettings(), "expert")
 
 
 # ---- its place in a run

@@ -2,12 +2,13 @@
 
 Numbers and targets are those of TinyZero (1-99, 10-99). A line of the search makes two steps and then
 tries everything that is left to do: `63-17=46 46+4=50: 50+9=59 50-9=41 ...`; the second step either takes
-the third number to the first value or joins the other two numbers. There are some 250 such lines and
-only a few hit, so an expert that searched blindly would nearly always give up and a model would learn
-to give up. The expert here is lucky nine times in ten: among his few lines stands one that hits, at a
-random place, and the others are honest misses. Every step written down is true either way, and what
-a model can learn from it is which beginnings of lines tend to lead to hits ("guided" Stream of Search,
-Moon et al. 2024). RL then sharpens that.
+the third number to the first value or joins the other two numbers. A deal has some 70 such lines, too many to
+write, and for one deal in four only one in sixty hits, so that an expert that searched blindly would give up
+often and a model would learn to give up. The expert here is lucky nine times in ten: among his few lines
+stands one that hits, the others are honest misses. Lines come in the order of `lines`, many left out: what
+follows a line is always further on, where lines in random order led a model that takes the likeliest in a
+circle (docs/lab-log.md, 2026-11-28). Every step written down is true, and what a model can learn is which
+beginnings of lines tend to lead to hits ("guided" Stream of Search, Moon et al. 2024). RL then sharpens that.
 """
 
 from __future__ import annotations
@@ -135,10 +136,9 @@ class Countdown4:
         misses = [n for n in range(len(choices)) if n not in set(hits)]
         order = [misses[i] for i in rng.permutation(len(misses))[: PATIENCE - 1]]
         if rng.random() < LUCK or not misses:
-            place = int(rng.integers(len(order) + 1))
-            order[place:] = [hits[int(rng.integers(len(hits)))]]
+            order.append(hits[int(rng.integers(len(hits)))])
         written = list[str]()
-        for line in (choices[n] for n in order):
+        for line in (choices[n] for n in sorted(order)):
             text = f"{line.steps[0]} {line.steps[1]}:"
             for step, made in line.tries:
                 text += f" {step}"
