@@ -107,9 +107,9 @@ class Story:
     """What is told, and the lines of working."""
 
     thing: tuple[str, int]  # its kind and its number in it
-    other: tuple[str, int]
-    box: int
-    people: list[int]  # positions in the list of names
+    other: tuple[str, int] = ("", 0)
+    box: int = 0
+    people: list[int] = field(default_factory=list)  # positions in the list of names
     static: list[Fact] = field(default_factory=list)
     events: list[Fact] = field(default_factory=list)
     question: Fact = field(default_factory=lambda: Fact("", (), {}))
@@ -149,11 +149,7 @@ def _verbs(group: str, kind: str) -> tuple[str, ...]:
 def compose(rng: Generator, level: int) -> Story | None:
     """A story that needs exactly `level` operations, or None when the draw didn't work out."""
     kinds = list(words()["things"])
-    things = [_draw_thing(rng, kinds) for _ in range(2)]
-    if things[0] == things[1]:
-        return None
-    people = rng.choice(len(words()["people"]), 4, replace=False).tolist()
-    story = Story(things[0], things[1], int(rng.integers(len(words()["boxes"]))), people)
+    story = Story(_draw_thing(rng, kinds))
     largest = LARGEST[level - 1]
     if not _begin(rng, story, largest):
         return None
@@ -167,6 +163,12 @@ def compose(rng: Generator, level: int) -> Story | None:
         return None
     if len(needed) < len(story.steps) - 1:  # one quantity that isn't needed is enough
         return None
+    # Most draws end above: what decides nothing is drawn for those that are left.
+    story.other = story.thing
+    while story.other == story.thing:
+        story.other = _draw_thing(rng, kinds)
+    story.box = int(rng.integers(len(words()["boxes"])))
+    story.people = rng.choice(len(words()["people"]), 4, replace=False).tolist()
     order = rng.permutation(len(story.static))
     story.static = [story.static[i] for i in order]
     if rng.random() < _DISTRACTED:
@@ -405,7 +407,10 @@ class Stories:
         answer = str(steps[-1].value)
         if steps[-1].given:  # the last quantity is the answer: no line of its own
             steps.pop()
-        data = {"reading": reading(story, names), "lines": [step.line(names) for step in steps]}
+        data: dict[str, Any] = {
+            "reading": reading(story, names),
+            "lines": [step.line(names) for step in steps],
+        }
         data |= {"operations": level}
         data |= {"template": template(story, self.language), "predicates": story_predicates(story)}
         return Problem(self.family, level, content(story), told(story, self.language), answer, data)
