@@ -105,7 +105,13 @@ STAGES: tuple[Stage, ...] = (
         needs=("text", "tokenizer", "sft"),
         extras=(Extra("practice", "sft"),),
     ),
-    Stage("eval", "ayllu.evals.stage:evaluate", "eval", needs=("text", "tokenizer", "sft", "rl")),
+    Stage(
+        "eval",
+        "ayllu.evals.stage:evaluate",
+        "eval",
+        needs=("text", "tokenizer", "sft", "rl"),
+        extras=(Extra("practice", "sft"),),
+    ),
     Stage(
         "release",
         "ayllu.release:release",

@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams, ThinkingBudget
 from ayllu.evals.runner import distinct_problems, score
-from ayllu.reason.loop import answer_batch
-from ayllu.reason.practice import EXAMS, budget_words, check_families, toolbox_of
+from ayllu.reason.practice import EXAMS, budget_words, check_families, toolbox_for
+from ayllu.reason.rollout import answer_problems
 from ayllu.reason.task import Task
 from ayllu.reason.transcript import Chat
 from ayllu.stages import use_threads
 from ayllu.text.tokenizer import Tokenizer
-from ayllu.tools.calculator import CALCULATOR
-from ayllu.tools.tool import Toolbox
 
 
 def measure(
@@ -36,16 +33,10 @@ def measure(
     thinking = ThinkingBudget(control["<|think|>"], control["<|/think|>"], maximum=budget)
     problems = distinct_problems(task, n, (task.levels,), "test", seed)
     system = budget_words(budget) if told else ""
-    prompts = [chat.start(p.prompt, system=system, tools=p.tools) for p in problems]
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=seed, thinking=thinking)
-    fitting = [
-        replace(params, max_tokens=min(max_tokens, engine.context_length - len(prompt.ids())))
-        for prompt in prompts
-    ]
-    box = Toolbox([CALCULATOR])
-    boxes = [toolbox_of(p, box).only(p.tools) for p in problems]
-    result = score(chat, task, problems, answer_batch(engine, chat, prompts, boxes, fitting))
-    return {"budget": budget, **result.to_dict()}
+    with toolbox_for([task.family]) as box:
+        answers = answer_problems(engine, chat, problems, box, params, system=system, constrain=True)
+    return {"budget": budget, **score(chat, task, problems, answers).to_dict()}
 
 
 def rises(points: list[dict[str, Any]]) -> bool:

@@ -6,6 +6,7 @@ end of the context ("length"); a prompt without room and a full queue are refuse
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ayllu.errors import ContextLengthError, QueueFullError
 
@@ -17,6 +18,7 @@ class Params:
     max_tokens: int | None = None
     seed: int | None = None
     stop_ids: tuple[int, ...] = ()
+    enclosed: Any = None  # held to a grammar: a script keeps to it by itself
 
 
 @dataclass

@@ -6,7 +6,6 @@ was said, verdicts, scores. A result says by itself how it was made: protocol, s
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,11 @@ from ayllu.evals.runner import distinct_problems
 from ayllu.evals.scoring import score_choices, score_said, score_texts, share
 from ayllu.evals.subject import Asked, Examinee, Said, Sampling
 from ayllu.progress import Progress
-from ayllu.reason.practice import RESAMPLED, toolbox_of
+from ayllu.reason.practice import RESAMPLED, toolbox_for, toolbox_of
 from ayllu.reason.task import NewTemplates, Problem, Task
 from ayllu.reason.verify import highest
 from ayllu.tools.calculator import CALCULATOR
-from ayllu.tools.python import python_tool
-from ayllu.tools.sandbox import Sandbox
-from ayllu.tools.tool import Tool, Toolbox
+from ayllu.tools.tool import Toolbox
 
 FAMILY_N = 1000  # problems of a family, unless told
 FAMILY_SHOTS = 4  # worked examples for a model without a chat format
@@ -190,11 +187,7 @@ def examine_family(
     shots = Shots("", tuple(_family_examples(task, wanted, settings.seed)))
     sampling = settings.sampling(FAMILY_TOKENS)
     progress.start(len(problems), "problems")
-    with contextlib.ExitStack() as stack:
-        tools: list[Tool] = [CALCULATOR]
-        if _needs_python(task):
-            tools.append(python_tool(stack.enter_context(Sandbox())))
-        box = Toolbox(tools)
+    with toolbox_for([task.family]) as box:
         asked = [_problem(problem, shots, box) for problem in problems]
         said = examinee.say(asked, sampling, ("\n",), _counting(task.family, progress))
     judged = [
@@ -214,12 +207,8 @@ def examine_family(
     }
 
 
-def _needs_python(task: Task) -> bool:
-    return task.family.removesuffix("_templates") == "programs"
-
-
 def _problem(problem: Problem, shots: Shots, box: Toolbox) -> Asked:
-    own = toolbox_of(problem, box).only(problem.tools)
+    own = toolbox_of(problem, box)
     text = f"Q: {problem.prompt}\nA:"
     return Asked(problem.key, problem.prompt, text, shots, problem.tools, own)
 

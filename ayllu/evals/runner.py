@@ -9,14 +9,14 @@ asked form tells of the form, not of the reasoning.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ayllu.evals.metrics import wilson
-from ayllu.reason.loop import Answer, Generator, answer_batch
-from ayllu.reason.practice import toolbox_of
+from ayllu.reason.loop import Answer, Generator
+from ayllu.reason.rollout import answer_problems
 from ayllu.reason.task import Problem, Task, Verdict
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.tools.tool import Toolbox
@@ -99,7 +99,8 @@ def evaluate(
 ) -> EvalResult:
     """Score a model on `n` distinct problems of a family (all levels unless told).
 
-    Each conversation offers the tools that its problem names, as far as the toolbox has them.
+    Each conversation offers the tools that its problem names, as far as the toolbox has them; calls are held
+    to their schemas, as wherever the model is used.
     `on_answer(done)` is called as answers finish.
     """
     problems = distinct_problems(task, n, levels or range(1, task.levels + 1), split, seed)
@@ -112,24 +113,10 @@ def evaluate(
         if on_answer is not None:
             on_answer(done)
 
-    transcripts = [chat.start(problem.prompt, tools=problem.tools) for problem in problems]
-    answers = answer_batch(
-        engine,
-        chat,
-        transcripts,
-        [toolbox_of(problem, box).only(problem.tools) for problem in problems],
-        [fitting(params, engine.context_length - len(transcript.ids())) for transcript in transcripts],
-        max_calls=max_calls,
-        on_answer=count,
+    answers = answer_problems(
+        engine, chat, problems, box, params, max_calls=max_calls, constrain=True, on_answer=count
     )
     return score(chat, task, problems, answers)
-
-
-def fitting(params: SamplingParams, room: int) -> SamplingParams:
-    """With no more tokens than the context has room for; a prompt without room is the engine's to refuse."""
-    if params.max_tokens is None or room < 1:
-        return params
-    return replace(params, max_tokens=min(params.max_tokens, room))
 
 
 def score(chat: Chat, task: Task, problems: Sequence[Problem], answers: Sequence[Answer]) -> EvalResult:

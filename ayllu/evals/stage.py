@@ -11,7 +11,7 @@ import json
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ayllu.errors import BadFileError, ModelFileMissingError
 from ayllu.files import append_line, make_folder, read_json, sha256_file, sha256_json, write_json
@@ -24,6 +24,13 @@ if TYPE_CHECKING:  # torch and numpy are imported when the stage runs, not when 
 
 MODELS = ("sft", "rl")
 FAMILIES = ("arithmetic", "calculator", "countdown3", "dialogue")
+
+
+class Given(Protocol):
+    """What is needed to know of the settings of practice."""
+
+    @property
+    def gsm8k(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -40,16 +47,20 @@ class EvalSettings:
     max_calls: int = bounded(8, 0, 64, "tool calls of one answer")
 
 
-def evaluate(context: StageContext, settings: EvalSettings) -> dict[str, Any]:
+def evaluate(context: StageContext, settings: EvalSettings, practice: Given | None = None) -> dict[str, Any]:
     """Evaluate the models of the sft and rl stages (those that the run has) on held-out problems.
 
     `context.inputs[stage] / "model"` are model folders. The result is
     {family: {"sft": {n, correct, low, high, ...}, "rl": {...}, "gain": {gained, lost, p}}, "samples":
-    [{family, when, correct, prompt, wanted, spans}]}.
+    [{family, when, correct, prompt, wanted, spans}]}. `practice` names the rows that a family may live on.
     Raises RecipeValueError for a family that doesn't exist, ModelFileMissingError for a model
     that isn't there.
     """
     tasks = _tasks(settings.families)
+    if practice is not None:
+        from ayllu.reason.practice import read_rows
+
+        read_rows(context.root, practice.gsm8k)
     folders = {model: context.inputs[model] / "model" for model in MODELS if model in context.inputs}
     kept = make_folder(context.folder / "evaluations")
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -120,25 +131,25 @@ def _evaluate(
 ) -> EvalResult:
     from ayllu.engine.engine import SamplingParams
     from ayllu.evals import runner
+    from ayllu.reason.practice import toolbox_for
     from ayllu.reason.transcript import Chat
     from ayllu.text.tokenizer import Tokenizer
-    from ayllu.tools.calculator import CALCULATOR
-    from ayllu.tools.tool import Toolbox
 
-    result = runner.evaluate(
-        engine,
-        Chat(Tokenizer.load(folder)),
-        task,
-        settings.n,
-        params=SamplingParams(
-            max_tokens=settings.max_tokens, temperature=settings.temperature, seed=context.seed
-        ),
-        toolbox=Toolbox([CALCULATOR]),
-        levels=(task.levels,),  # the hardest level; it holds the easy lengths too
-        seed=context.seed,
-        max_calls=settings.max_calls,
-        on_answer=lambda done: context.progress.update(before + done, f"{task.family} after {model}"),
-    )
+    with toolbox_for([task.family]) as toolbox:
+        result = runner.evaluate(
+            engine,
+            Chat(Tokenizer.load(folder)),
+            task,
+            settings.n,
+            params=SamplingParams(
+                max_tokens=settings.max_tokens, temperature=settings.temperature, seed=context.seed
+            ),
+            toolbox=toolbox,
+            levels=(task.levels,),  # the hardest level; it holds the easy lengths too
+            seed=context.seed,
+            max_calls=settings.max_calls,
+            on_answer=lambda done: context.progress.update(before + done, f"{task.family} after {model}"),
+        )
     row = {"stage": "eval", "model": model, "family": task.family, "n": result.n, "correct": result.correct}
     append_line(context.metrics, json.dumps(row | {"low": result.low, "high": result.high}))
     return result

@@ -223,6 +223,7 @@ class Subject:
             [asked[i].toolbox for i in open_],
             [_params(sampling, asked[i].key, room - lengths[i]) for i in open_],
             max_calls=MAX_CALLS,
+            constrain=True,
             on_answer=count,
         )
         scores: list[float | None] = [None] * len(given)

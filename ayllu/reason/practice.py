@@ -6,8 +6,10 @@ split. Everything is a function of the seed and a counter.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +39,9 @@ from ayllu.reason.tasks.tables import Tables
 from ayllu.reason.tasks.tool_choice import ToolChoice
 from ayllu.reason.tasks.zebra import Zebra
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript, system_text
+from ayllu.tools.calculator import CALCULATOR
+from ayllu.tools.python import python_tool
+from ayllu.tools.sandbox import Sandbox
 from ayllu.tools.tool import Toolbox
 
 CODE_VERSION = 1
@@ -102,13 +107,30 @@ def check_families(names: Iterable[str], where: str, known: Iterable[str] = TASK
             )
 
 
+@contextlib.contextmanager
+def toolbox_for(families: Iterable[str]) -> Iterator[Toolbox]:
+    """The tools that problems of these families share: the calculator, and where there are programs to write
+    python in a sandbox (RefusedError where that has no walls)."""
+    with contextlib.ExitStack() as stack:
+        tools = [CALCULATOR]
+        if any(family.removesuffix("_templates") == Programs.family for family in families):
+            tools.append(python_tool(stack.enter_context(Sandbox())))
+        yield Toolbox(tools)
+
+
+def read_rows(root: Path, folders: Sequence[str]) -> dict[str, int]:
+    """Read GSM8K's train rows in `folders` of `root`, which problems of that family are made from -> how many
+    became templates, and how many did not, by the reason why. Nothing to do without folders."""
+    return RESAMPLED.read([root / folder for folder in folders]) if folders else {}
+
+
 def toolbox_of(problem: Problem, shared: Toolbox) -> Toolbox:
-    """The shared toolbox, or for a problem about a table the one that can ask this very table."""
-    if problem.family not in (TABLES.family, f"{TABLES.family}_templates"):
-        return shared
-    own = TABLES.tools_of(problem)
+    """Of the shared toolbox what the problem has on offer; for one about a table also what can ask this very
+    table. A tool that isn't on offer must not work: a rollout would be paid for calling it."""
+    own = TABLES.tools_of(problem) if problem.family.removesuffix("_templates") == TABLES.family else []
     kept = [tool for tool in shared.tools if tool.name not in {t.name for t in own}]
-    return Toolbox([*kept, *own], result_limit=shared.result_limit, confirm=shared.confirm)
+    box = Toolbox([*kept, *own], result_limit=shared.result_limit, confirm=shared.confirm)
+    return box.only(problem.tools)
 
 
 def draw(rng: Generator, chat: Chat, shares: dict[str, float], budgets: float = 0.0) -> Transcript:

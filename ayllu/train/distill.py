@@ -29,17 +29,16 @@ from torch import Tensor
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams
 from ayllu.errors import RecipeValueError, TrainingStoppedError
-from ayllu.evals.runner import evaluate, fitting
+from ayllu.evals.runner import evaluate
 from ayllu.files import make_folder, read_json, write_json
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
-from ayllu.reason.loop import answer_batch
-from ayllu.reason.practice import TASKS, check_shares, draw_problems, problem_shares, toolbox_of
+from ayllu.reason.practice import TASKS, check_shares, draw_problems, problem_shares, read_rows, toolbox_for
+from ayllu.reason.rollout import answer_problems
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, further
 from ayllu.text.tokenizer import Tokenizer
-from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
@@ -96,16 +95,20 @@ def reverse_kl(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
 
 
 def student_rows(
-    engine: Engine, chat: Chat, settings: DistillSettings, shares: dict[str, float], seed: int, number: int
+    engine: Engine,
+    chat: Chat,
+    settings: DistillSettings,
+    shares: dict[str, float],
+    toolbox: Toolbox,
+    seed: int,
+    number: int,
 ) -> list[list[Transcript]]:
     """Packed answers of the student for step `number`: a function of the seed, the number, its weights."""
     rng = np.random.default_rng([seed, 11, number])
     problems = draw_problems(rng, shares, settings.answers)
     params = SamplingParams(max_tokens=settings.max_tokens, temperature=1.0, seed=int(rng.integers(2**62)))
-    shared, packer = Toolbox([CALCULATOR]), Packer(settings.length)
-    prompts = [chat.start(p.prompt, tools=p.tools) for p in problems]
-    rooms = [fitting(params, engine.context_length - len(prompt.ids())) for prompt in prompts]
-    for answer in answer_batch(engine, chat, prompts, [toolbox_of(p, shared) for p in problems], rooms):
+    packer = Packer(settings.length)
+    for answer in answer_problems(engine, chat, problems, toolbox, params):
         packer.add(answer.transcript)
     return packer.finish()
 
@@ -139,6 +142,7 @@ def distill(context: StageContext, settings: DistillSettings, practice: SftSetti
     tokenizer = Tokenizer.load(context.inputs["tokenizer"])
     chat = Chat(tokenizer)
     shares = problem_shares(settings.families, practice, "distill")
+    read_rows(context.root, practice.gsm8k)
     teacher = load_model(context.inputs["rl"] / "model", device=context.device).requires_grad_(False)
     for family in shares:  # what can't be examined (GSM8K without rows of its level) is said before the work
         TASKS[family].problem(np.random.default_rng(0), TASKS[family].levels, "test")
@@ -152,7 +156,7 @@ def distill(context: StageContext, settings: DistillSettings, practice: SftSetti
 
     def step(number: int) -> dict[str, Any]:
         engine.refresh()
-        rows = student_rows(engine, chat, settings, shares, context.seed, number)
+        rows = student_rows(engine, chat, settings, shares, toolbox, context.seed, number)
         if not rows:
             raise TrainingStoppedError(
                 f"none of the student's answers fits into a row of {settings.length} tokens",
@@ -167,7 +171,7 @@ def distill(context: StageContext, settings: DistillSettings, practice: SftSetti
         optimizer.step(lr_scale(number, settings.steps, decay=0.7))
         return {"kl": kl, "tokens": places}
 
-    with engine:
+    with engine, toolbox_for(shares) as toolbox:
         Loop(context, "distill", student, optimizer, settings.steps).run(
             step, note=lambda row: f"reverse KL {row['kl']:.4f} nats a token"
         )
@@ -220,7 +224,10 @@ def measured(
     params = SamplingParams(max_tokens=settings.limit, temperature=0.0, seed=context.seed)
     context.progress.start(len(folders) * len(families), "measurements")
     for name, folder in folders.items():
-        with Engine(folder, device=context.device, max_sequences=64) as engine:
+        with (
+            Engine(folder, device=context.device, max_sequences=64) as engine,
+            toolbox_for(families) as toolbox,
+        ):
             for family in families:
                 path = kept / f"{name}-{family}.json"
                 if not path.is_file():
@@ -231,7 +238,7 @@ def measured(
                         task,
                         settings.heldout,
                         params=params,
-                        toolbox=Toolbox([CALCULATOR]),
+                        toolbox=toolbox,
                         levels=(task.levels,),
                         seed=context.seed,
                     )

@@ -23,13 +23,13 @@ from ayllu.engine.request import SamplingParams
 from ayllu.errors import BadFileError, TrainingStoppedError
 from ayllu.files import make_folder, read_json, write_json
 from ayllu.model.weights import load_model
-from ayllu.reason.loop import Answer, answer_batch
-from ayllu.reason.practice import TASKS, check_shares, draw_problems, problem_shares, toolbox_of
+from ayllu.reason.loop import Answer
+from ayllu.reason.practice import TASKS, check_shares, draw_problems, problem_shares, toolbox_for
+from ayllu.reason.rollout import answer_problems
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript
 from ayllu.stage import StageContext, bounded, further
 from ayllu.text.tokenizer import Tokenizer
-from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
@@ -127,11 +127,15 @@ def solutions(
     if missing:
         context.progress.start(portions, "portions of problems", portions - len(missing))
         weights = "bfloat16"
-        with Engine(
-            context.inputs["sft"] / "model", device=context.device, weights=weights, max_sequences=512
-        ) as engine:
+        shares = problem_shares(settings.families, practice, "expert")
+        with (
+            Engine(
+                context.inputs["sft"] / "model", device=context.device, weights=weights, max_sequences=512
+            ) as engine,
+            toolbox_for(shares) as toolbox,
+        ):
             for done, number in enumerate(missing):
-                found[number] = _portion(engine, chat, settings, practice, context.seed, number)
+                found[number] = _portion(engine, chat, settings, shares, toolbox, context.seed, number)
                 write_json(folder / f"{number:06d}.json", found[number])
                 context.progress.update(portions - len(missing) + done + 1)
     counts: dict[str, dict[str, int]] = {}
@@ -149,19 +153,23 @@ def solutions(
 
 
 def _portion(
-    engine: Engine, chat: Chat, settings: ExpertSettings, practice: SftSettings, seed: int, number: int
+    engine: Engine,
+    chat: Chat,
+    settings: ExpertSettings,
+    shares: dict[str, float],
+    toolbox: Toolbox,
+    seed: int,
+    number: int,
 ) -> dict[str, Any]:
     """Sample the problems of one portion; a function of the seed, its number and the model."""
     rng = np.random.default_rng([seed, 8, number])
     size = min(_PORTION, settings.problems - number * _PORTION)
-    problems = draw_problems(rng, problem_shares(settings.families, practice, "expert"), size)
+    problems = draw_problems(rng, shares, size)
     every = [problem for problem in problems for _ in range(settings.samples)]
     params = SamplingParams(
         max_tokens=settings.max_tokens, temperature=settings.temperature, seed=int(rng.integers(2**62))
     )
-    shared = Toolbox([CALCULATOR])
-    prompts = [chat.start(p.prompt, tools=p.tools) for p in every]
-    answers = answer_batch(engine, chat, prompts, [toolbox_of(p, shared) for p in every], params)
+    answers = answer_problems(engine, chat, every, toolbox, params)
     counts: dict[str, dict[str, int]] = {}
     kept: list[Any] = []
     for index, problem in enumerate(problems):

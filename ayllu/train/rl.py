@@ -29,13 +29,13 @@ from ayllu.errors import RecipeValueError, TrainingStoppedError
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.reason.curriculum import Curriculum
-from ayllu.reason.loop import Answer, answer_batch
-from ayllu.reason.practice import TASKS, check_families, toolbox_of
+from ayllu.reason.loop import Answer
+from ayllu.reason.practice import TASKS, check_families, toolbox_for
+from ayllu.reason.rollout import answer_problems
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, free, further, one_of
 from ayllu.text.tokenizer import Tokenizer
-from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
@@ -141,9 +141,9 @@ class Rollouts:
     """Samples groups with the live weights. What step n samples follows from the seed and n (and the
     weights), so that a resumed run continues identically."""
 
-    def __init__(self, engine: Engine, chat: Chat, settings: RlSettings, seed: int) -> None:
+    def __init__(self, engine: Engine, chat: Chat, settings: RlSettings, seed: int, toolbox: Toolbox) -> None:
         self.engine, self.chat, self.settings, self.seed = engine, chat, settings, seed
-        self.toolbox = Toolbox([CALCULATOR])
+        self.toolbox = toolbox
 
     def sample(self, step: int, curriculum: Curriculum) -> list[Group]:
         """Groups of a step: rounds of problems until enough groups are informative."""
@@ -170,14 +170,13 @@ class Rollouts:
 
     def answer(self, problems: list[Problem], size: int, seed: int) -> list[Group]:
         """`size` answers to each problem, with their rewards."""
-        prompts = [self.chat.start(p.prompt, tools=p.tools) for p in problems for _ in range(size)]
         params = SamplingParams(
             max_tokens=self.settings.max_tokens,
             temperature=1.0,  # the loss is that of the model's own distribution
             seed=seed,
         )
-        boxes = [toolbox_of(p, self.toolbox) for p in problems for _ in range(size)]
-        answers = answer_batch(self.engine, self.chat, prompts, boxes, params)
+        every = [problem for problem in problems for _ in range(size)]
+        answers = answer_problems(self.engine, self.chat, every, self.toolbox, params)
         groups = []
         for index, problem in enumerate(problems):
             mine = answers[index * size : (index + 1) * size]
@@ -307,16 +306,16 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
     model = trainable(load_model(before / "model", device=context.device))
     optimizer = Optimizer(model, muon_lr=0.0, adam_lr=settings.lr)
     engine = Engine(model, device=context.device, weights="bfloat16", max_sequences=512, tokenizer=tokenizer)
-    rollouts = Rollouts(engine, chat, settings, context.seed)
     read_given(context, practice)
     kept = {f: share for f, share in practice.shares().items() if f not in settings.anchor_without}
-    anchor = Practice(chat, kept, settings.anchor_rows, settings.length, context.seed + 1)
+    anchor = Practice(
+        chat, kept, settings.anchor_rows, settings.length, context.seed + 1, budgets=practice.budgets
+    )
     updates = Updates(model, optimizer, anchor, settings, context.device)
     curriculum = Curriculum(retire=settings.retire, replay=settings.replay)
     loop = Loop(context, "rl", model, optimizer, settings.steps)
     loop.on_resume = lambda state: curriculum.restore(state["curriculum"])
     loop.state |= {"rewards": [], "collapsed": 0}
-    flight = preflight(context, rollouts, updates.seconds) if settings.preflight else None
 
     def step(number: int) -> dict[str, Any]:
         engine.refresh()
@@ -338,13 +337,16 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
             )
         return row
 
-    loop.run(
-        step,
-        note=lambda row: (
+    def note(row: dict[str, Any]) -> str:
+        return (
             f"reward {row['reward']:.3f} {curve(loop.state['rewards'])}  informative {row['informative']:.2f}"
-        ),
-    )
-    engine.close()
+        )
+
+    practised = [family for family, share in settings.shares().items() if share]
+    with engine, toolbox_for(practised) as toolbox:
+        rollouts = Rollouts(engine, chat, settings, context.seed, toolbox)
+        flight = preflight(context, rollouts, updates.seconds) if settings.preflight else None
+        loop.run(step, note=note)
     save_into(context, model, tokenizer)
     context.progress.finish(f"{settings.steps} updates")
     return {"steps": settings.steps} | ({"preflight": flight} if flight else {})

@@ -21,7 +21,7 @@ from ayllu.evals.contamination import practised_texts, refuse_overlap
 from ayllu.files import make_folder
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model, save_model
-from ayllu.reason.practice import BASIC, RESAMPLED, check_families, draw
+from ayllu.reason.practice import BASIC, check_families, draw, read_rows
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, free, further
 from ayllu.text.tokenizer import Tokenizer
@@ -97,8 +97,7 @@ def sft(context: StageContext, settings: SftSettings) -> dict[str, Any]:
 
 def read_given(context: StageContext, settings: SftSettings) -> None:
     """Read the user's own rows, and refuse practice that official test sets hold (ContaminationError)."""
-    if settings.gsm8k:
-        outcome = RESAMPLED.read([context.root / folder for folder in settings.gsm8k])
+    if outcome := read_rows(context.root, settings.gsm8k):
         context.progress.say(
             f"GSM8K: {outcome['templates']:,} of {sum(outcome.values()):,} rows are templates"
         )

@@ -27,15 +27,15 @@ from ayllu.errors import BadFileError, RecipeValueError, TrainingStoppedError
 from ayllu.files import make_folder, read_json, write_json
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
-from ayllu.reason.loop import Answer, answer_batch
-from ayllu.reason.practice import check_shares, draw_problems, problem_shares, toolbox_of
+from ayllu.reason.loop import Answer
+from ayllu.reason.practice import check_shares, draw_problems, problem_shares, toolbox_for
+from ayllu.reason.rollout import answer_problems
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript
 from ayllu.reason.verify import Verifier, highest, save_head
 from ayllu.reason.vote import canonical, winner
 from ayllu.stage import StageContext, bounded, free, further
 from ayllu.text.tokenizer import Tokenizer
-from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
 from ayllu.train.expert import is_right
 from ayllu.train.loop import Loop
@@ -149,20 +149,16 @@ def sampled(
             found[number] = []  # damaged: it is sampled again
     if missing := [number for number, portion in found.items() if not portion]:
         context.progress.start(portions, "portions of problems", portions - len(missing))
-        with Engine(
-            context.inputs["rl"] / "model", device=context.device, weights="bfloat16", max_sequences=512
-        ) as engine:
+        shares = problem_shares(settings.families, practice, "verifier")
+        with (
+            Engine(
+                context.inputs["rl"] / "model", device=context.device, weights="bfloat16", max_sequences=512
+            ) as engine,
+            toolbox_for(shares) as toolbox,
+        ):
             for done, number in enumerate(missing):
                 size = min(_PORTION, wanted - number * _PORTION)
-                found[number] = _portion(
-                    engine,
-                    chat,
-                    settings,
-                    problem_shares(settings.families, practice, "verifier"),
-                    context.seed,
-                    number,
-                    size,
-                )
+                found[number] = _portion(engine, chat, settings, shares, toolbox, context.seed, number, size)
                 write_json(folder / f"{number:06d}.json", found[number])
                 context.progress.update(portions - len(missing) + done + 1)
     return [_thaw(row) for portion in found.values() for row in portion]
@@ -173,6 +169,7 @@ def _portion(
     chat: Chat,
     settings: VerifierSettings,
     shares: dict[str, float],
+    toolbox: Toolbox,
     seed: int,
     number: int,
     size: int,
@@ -187,9 +184,7 @@ def _portion(
         replace(base, temperature=settings.temperatures[n % k % len(settings.temperatures)])
         for n in range(len(every))
     ]
-    box = Toolbox([CALCULATOR])
-    prompts = [chat.start(problem.prompt, tools=problem.tools) for problem in every]
-    answers = answer_batch(engine, chat, prompts, [toolbox_of(problem, box) for problem in every], hot)
+    answers = answer_problems(engine, chat, every, toolbox, hot)
     return [_freeze(chat, problem, answers[n * k : (n + 1) * k]) for n, problem in enumerate(problems)]
 
 

@@ -18,8 +18,8 @@ from ayllu.model.weights import load_model
 from ayllu.progress import Progress
 from ayllu.reason.loop import Answer
 from ayllu.reason.practice import TASKS, practice_texts, problem_shares
-from ayllu.reason.task import conversation
-from ayllu.reason.transcript import Chat, Kind, Transcript
+from ayllu.reason.task import Problem, conversation
+from ayllu.reason.transcript import Chat, Kind
 from ayllu.stage import StageContext
 from ayllu.stages import STAGES, basis, make_plan, stages_of
 from ayllu.text.tokenizer import train_tokenizer
@@ -80,24 +80,25 @@ class Solver:
     def __init__(self) -> None:
         self.asked, self.dies_at = 0, -1
 
-    def __call__(self, engine: Any, chat: Chat, prompts: list[Transcript], *rest: Any) -> list[Answer]:
+    def __call__(self, engine: Any, chat: Chat, problems: list[Problem], *rest: Any) -> list[Answer]:
         self.asked += 1
         if self.asked == self.dies_at:
             raise KeyboardInterrupt
         rng = np.random.default_rng(0)
         found = []
-        for n, prompt in enumerate(prompts):
+        for n, asked in enumerate(problems):
             problem = TASK.problem(rng, 1, "train")
             worked = conversation(chat, problem, TASK.trace(problem, rng))
             spans = [span for span in worked.spans if span.sampled]
-            found.append(Answer(prompt.plus(*spans), "stop" if n % 3 else "length"))
+            start = chat.start(asked.prompt, tools=asked.tools)
+            found.append(Answer(start.plus(*spans), "stop" if n % 3 else "length"))
         return found
 
 
 @pytest.fixture
 def solver(monkeypatch: pytest.MonkeyPatch) -> Solver:
     made = Solver()
-    monkeypatch.setattr(module, "answer_batch", made)
+    monkeypatch.setattr(module, "answer_problems", made)
     monkeypatch.setattr(module, "is_right", lambda chat, problem, answer: answer.finish_reason == "stop")
     return made
 

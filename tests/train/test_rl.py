@@ -22,10 +22,12 @@ from ayllu.reason.curriculum import Curriculum
 from ayllu.reason.loop import Answer
 from ayllu.reason.practice import TASKS, practice_texts
 from ayllu.reason.task import Problem
-from ayllu.reason.transcript import Chat, Kind, Transcript
+from ayllu.reason.transcript import Chat, Kind
 from ayllu.recipe import compose
 from ayllu.stage import StageContext
 from ayllu.text.tokenizer import train_tokenizer
+from ayllu.tools.calculator import CALCULATOR
+from ayllu.tools.tool import Toolbox
 from ayllu.train import preflight
 from ayllu.train import rl as module
 from ayllu.train.rl import Group, RlSettings, Rollouts, advantages, policy_batches, reward
@@ -33,6 +35,7 @@ from ayllu.train.sft import SftSettings, save_into
 
 TOKENIZER = train_tokenizer(practice_texts(0), 400)
 CHAT = Chat(TOKENIZER)
+BOX = Toolbox([CALCULATOR])
 TASK = TASKS["arithmetic"]
 PROBLEM = TASK.problem(np.random.default_rng(0), 1, "train")
 
@@ -104,23 +107,23 @@ class Canned:
     def __init__(self, rounds: list[list[bool]]) -> None:
         self.rounds, self.prompts = rounds, list[int]()
 
-    def __call__(self, engine: Any, chat: Chat, prompts: list[Transcript], *rest: Any) -> list[Answer]:
+    def __call__(self, engine: Any, chat: Chat, problems: list[Problem], *rest: Any) -> list[Answer]:
         informative = self.rounds[len(self.prompts)]
-        self.prompts.append(len(prompts))
+        self.prompts.append(len(problems))
         answers = []
-        for n in range(len(prompts)):
+        for n, problem in enumerate(problems):
             mixed = informative[min(n // 4, len(informative) - 1)]
-            answers.append(Answer(prompts[n], "right" if mixed and n % 4 == 0 else "wrong"))
+            answers.append(Answer(chat.start(problem.prompt), "right" if mixed and n % 4 == 0 else "wrong"))
         return answers
 
 
 def sample(monkeypatch: pytest.MonkeyPatch, mixed: list[list[bool]], share: float, **more: Any) -> Any:
     canned = Canned(mixed)
-    monkeypatch.setattr(module, "answer_batch", canned)
+    monkeypatch.setattr(module, "answer_problems", canned)
     monkeypatch.setattr(
         module, "reward", lambda problem, t, answer, chat: float(answer.finish_reason == "right")
     )
-    rollouts = Rollouts(None, CHAT, RlSettings(groups=4, size=4, **more), seed=1)  # type: ignore[arg-type]
+    rollouts = Rollouts(None, CHAT, RlSettings(groups=4, size=4, **more), 1, BOX)  # type: ignore[arg-type]
     return canned, rollouts.sample(0, Curriculum(informative=share))
 
 
@@ -315,7 +318,7 @@ def test_off_policy_ratios_compare_with_what_the_engine_reported(inputs: dict[st
     model = load_model(inputs["sft"] / "model")
     engine = module.Engine(model, weights="float32", tokenizer=TOKENIZER)
     settings = replace(SETTINGS, updates=2)
-    groups = Rollouts(engine, CHAT, settings, 1).answer([PROBLEM], 4, seed=5)
+    groups = Rollouts(engine, CHAT, settings, 1, BOX).answer([PROBLEM], 4, seed=5)
     batches, tokens = module.pack_answers(groups, [[1.0, 0.0, 0.0, 0.0]], settings, "cpu")
     new = [module.log_probabilities(model, b, torch.float32)[b.weights_BT != 0] for b in batches]
     assert torch.allclose(torch.cat(new).double(), tokens.old_N, atol=1e-4)
@@ -356,7 +359,7 @@ def test_a_call_that_is_not_valid_costs_what_the_recipe_says() -> None:
     right = answered(PROBLEM.answer)
     sloppy = replace(right, calls=2, valid_calls=1)
     for price in (0.0, 0.1):
-        rollouts = Rollouts(None, CHAT, RlSettings(invalid_call=price), 1)  # type: ignore[arg-type]
+        rollouts = Rollouts(None, CHAT, RlSettings(invalid_call=price), 1, BOX)  # type: ignore[arg-type]
         assert rollouts._reward(PROBLEM, right) == 1.0
         assert rollouts._reward(PROBLEM, sloppy) == pytest.approx(1.0 - price)
 

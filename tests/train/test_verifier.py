@@ -24,8 +24,8 @@ from ayllu.model.decoder import Decoder
 from ayllu.progress import Progress
 from ayllu.reason.loop import Answer
 from ayllu.reason.practice import TASKS, practice_texts, problem_shares
-from ayllu.reason.task import Piece, conversation
-from ayllu.reason.transcript import Chat, Kind, Transcript
+from ayllu.reason.task import Piece, Problem, conversation
+from ayllu.reason.transcript import Chat, Kind
 from ayllu.reason.verify import (
     HEAD,
     Verifier,
@@ -177,25 +177,25 @@ class Solver:
         self.asked, self.dies_at = 0, -1
         self.heat: list[float] = []
 
-    def __call__(self, engine: Any, chat: Chat, prompts: list[Transcript], boxes: Any, params: Any) -> Any:
+    def __call__(self, engine: Any, chat: Chat, problems: list[Problem], box: Any, params: Any) -> Any:
         self.asked += 1
         if self.asked == self.dies_at:
             raise KeyboardInterrupt
         self.heat += [each.temperature for each in params]
         return [
             Answer(
-                chat.add(prompt, Kind.SAY, str(n % 4), sampled=True),
+                chat.add(chat.start(problem.prompt), Kind.SAY, str(n % 4), sampled=True),
                 "stop",
                 calls=int(n % 4 == 0 and n // 4 % 3 != 2),
             )
-            for n, prompt in enumerate(prompts)
+            for n, problem in enumerate(problems)
         ]
 
 
 @pytest.fixture
 def solver(monkeypatch: pytest.MonkeyPatch) -> Solver:
     made = Solver()
-    monkeypatch.setattr(module, "answer_batch", made)
+    monkeypatch.setattr(module, "answer_problems", made)
     monkeypatch.setattr(module, "is_right", lambda chat, problem, answer: answer.calls > 0)
     return made
 

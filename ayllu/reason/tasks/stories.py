@@ -6,12 +6,15 @@ come sentences about what is ("Ben has 3 more than Anna", in any order), then wh
 time, then a question. A third of the stories hold a sentence that doesn't matter.
 
 The thinking first reads and then reckons. Its first line is the story without its words, a sign for each
-sentence in the story's order: `Anna=Ben+5, -, Ben=12, Anna-4, ?Anna*2` (`-` doesn't matter). That is a
-translation, with one small place to look at for each word written, and the only part in which languages
-differ. Then one quantity a line, `Anna: Ben+5=12+5=17`, in an order in which each is known when it is
-needed, without what isn't needed: first whose quantities, as the first line says it, then their values, as
-the lines above say them. A model of 3 million parameters that looked for whose quantities in the story
-itself took a number from a wrong sentence in 30 stories of 100 (docs/lab-log.md, 2026-11-28).
+sentence in the story's order: `Anna A=Ben B+5, -, B=12, A-4, ?A*2` (`-` doesn't matter; a name is followed
+by the letter that stands for it from then on). That is a translation, with one small place to look at for
+each word written, and the only part in which names and languages differ. Then one quantity a line,
+`A=B+5=12+5=17, A17`, in an order in which each is known when it is needed, without what isn't needed: how it
+comes about, as the first line says it, then with values, and at the end the value to look up later: what
+stands last behind the letter. A model of 3 million parameters that looked for whose quantities in the story
+itself took a number from a wrong sentence in 30 stories of 100; with names in place of letters and values at
+the end of lines like `Anna: Ben+5=12+5=17` it took somebody else's or an older value (docs/lab-log.md,
+2026-11-28).
 
 What a story says (`Fact`s) is drawn without regard to language; the words stand in `phrases/stories.toml`.
 Three things decide the split:
@@ -95,11 +98,14 @@ class Step:
         """Whether there is nothing to work out."""
         return self.form in ("{0}", str(self.value))
 
-    def line(self, names: list[str]) -> str:
-        """`Ben: Anna+5=12+5=17`."""
-        sides = [self.form.format(*(names[n] for n in self.needs)), self.form.format(*self.known)]
+    def line(self, letters: dict[int, str]) -> str:
+        """`B=A+5=12+5=17, B17`; `B17` when it is given."""
+        sides = [self.form.format(*(letters[n] for n in self.needs)), self.form.format(*self.known)]
         working = "=".join(dict.fromkeys([*sides, str(self.value)]))
-        return f"{names[self.person]}: {working}" if self.person >= 0 else working
+        if self.person < 0:
+            return working
+        letter = letters[self.person]
+        return f"{letter}{self.value}" if self.given else f"{letter}={working}, {letter}{self.value}"
 
 
 @dataclass
@@ -341,15 +347,25 @@ def told(story: Story, language: str) -> str:
     return " ".join(sentence(fact, story, language) for fact in story.facts())
 
 
-def reading(story: Story, names: list[str]) -> str:
-    """The story without its words, for `names` of its people."""
+def reading(story: Story, names: list[str]) -> tuple[str, dict[int, str]]:
+    """The story without its words, for `names` of its people, and the letters that stand for them in it:
+    A for who comes first, and so on."""
+    letters: dict[int, str] = {}
+
+    def mention(match: re.Match[str]) -> str:
+        person = fact.people["abc".index(match[1])]
+        if person in letters:
+            return letters[person]
+        letters[person] = "ABCD"[len(letters)]
+        return f"{names[person]} {letters[person]}"
+
     signs = []
     for fact in story.facts():
         group = fact.style.partition(".")[0]
         forms = READ[fact.style if group in ("say", "ask") else group]
-        slots = dict(zip("abc", (names[n] for n in fact.people), strict=False))
-        signs.append(forms[fact.wording % len(forms)].format(**slots, **fact.numbers))
-    return ", ".join(signs)
+        form = re.sub(r"{([abc])}", mention, forms[fact.wording % len(forms)])
+        signs.append(form.format(**fact.numbers))
+    return ", ".join(signs), letters
 
 
 # ---- splits
@@ -407,10 +423,8 @@ class Stories:
         answer = str(steps[-1].value)
         if steps[-1].given:  # the last quantity is the answer: no line of its own
             steps.pop()
-        data: dict[str, Any] = {
-            "reading": reading(story, names),
-            "lines": [step.line(names) for step in steps],
-        }
+        read, letters = reading(story, names)
+        data: dict[str, Any] = {"reading": read, "lines": [step.line(letters) for step in steps]}
         data |= {"operations": level}
         data |= {"template": template(story, self.language), "predicates": story_predicates(story)}
         return Problem(self.family, level, content(story), told(story, self.language), answer, data)
