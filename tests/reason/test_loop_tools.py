@@ -100,7 +100,7 @@ def test_without_being_asked_nothing_is_held(model):
     """Training's way through the loop asks the engine for what it always did."""
     engine = ScriptedEngine(lambda prompt: [CHAT.end])
     answer_batch(engine, CHAT, STARTS[:1], BOX, Params())
-    assert not hasattr(engine.submitted[0].params, "enclosed")
+    assert engine.submitted[0].params.enclosed is None
     assert held_to_tools(PARAMS, CHAT, Toolbox()) is PARAMS
     assert held_to_tools(PARAMS, CHAT, BOX).enclosed.open_id == OPEN
 
