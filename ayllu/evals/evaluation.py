@@ -27,7 +27,7 @@ from ayllu.reason.foreign import Continuation, TemplateChat, chat_of
 from ayllu.reason.practice import EXAMS, RESAMPLED
 from ayllu.reason.verify import Verifier, check_fits, find_verifier, load_verifier
 
-CODE_VERSION = 2  # raised when the same settings would give another result; 2: the sign of a lenient −5
+CODE_VERSION = 3  # raised when the same settings would give another result; 3: calls are held to schemas
 KIND = "ayllu eval"
 MAX_SAMPLES = 128
 _WEIGHTS = (".safetensors", ".gguf", ".pth")

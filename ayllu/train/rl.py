@@ -52,6 +52,7 @@ from ayllu.train.schedule import lr_scale
 from ayllu.train.sft import Packer, Practice, SftSettings, pack_rows, read_given, save_into, trainable
 from ayllu.train.step import Batch, StepResult, backward, compute_type, train_step
 
+CODE_VERSION = 2  # 2: a tool that is not on offer does not work; the anchor knows budgets
 _VERIFIABLE = ("arithmetic", "calculator", "countdown3")
 _TYPICAL_TOKENS = 50  # the constant that token sums are divided by, times the answers of a batch
 _PATIENCE = 10  # steps without any informative group (or with collapsed entropy) before giving up

@@ -30,7 +30,7 @@ from ayllu.train.optim import Optimizer
 from ayllu.train.schedule import lr_scale
 from ayllu.train.step import Batch, compute_type, train_step
 
-CODE_VERSION = 5  # 5: stories are read before they are reckoned; countdown4 searches in order
+CODE_VERSION = 6  # 6: letters stand for names in the thinking of stories
 _CHUNK = 16  # batches that are drawn and packed together
 
 
