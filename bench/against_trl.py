@@ -67,6 +67,8 @@ def ours(folder: Path, prompts: int, max_tokens: int, steps: int) -> list[dict[s
     from ayllu.model.weights import load_model
     from ayllu.reason.transcript import Chat
     from ayllu.text.tokenizer import Tokenizer
+    from ayllu.tools.calculator import CALCULATOR
+    from ayllu.tools.tool import Toolbox
     from ayllu.train.optim import Optimizer
     from ayllu.train.rl import RlSettings, Rollouts, policy_batches
     from ayllu.train.sft import trainable
@@ -76,7 +78,7 @@ def ours(folder: Path, prompts: int, max_tokens: int, steps: int) -> list[dict[s
     model = trainable(load_model(folder / "model"))
     engine = Engine(model, weights="bfloat16", max_sequences=512, tokenizer=tokenizer)
     settings = RlSettings(groups=prompts, size=GROUP, max_tokens=max_tokens, anchor=0.0)
-    rollouts = Rollouts(engine, Chat(tokenizer), settings, 0)
+    rollouts = Rollouts(engine, Chat(tokenizer), settings, 0, Toolbox([CALCULATOR]))
     optimizer = Optimizer(model, muon_lr=0.0, adam_lr=1e-6)
     found = []
     for step in range(steps + 1):
