@@ -32,6 +32,7 @@ from ayllu.stage import bounded, free, one_of
 # Table of the recipe -> the dataclass that reads it. Imported when a recipe is composed, because some
 # stand in modules that import torch.
 TABLES: dict[str, str] = {
+    "guard": "ayllu.evals.guard:GuardSettings",
     "text": "ayllu.text.stage:TextSettings",
     "tokenizer": "ayllu.text.stage:TokenizerSettings",
     "model": "ayllu.model.config:ModelSettings",

@@ -51,7 +51,7 @@ class Stage:
     table: str  # its settings in the recipe
     needs: tuple[str, ...] = ()
     output: str = ""  # folder of its results where that isn't its name
-    files: tuple[str, ...] = ()  # settings that name input files and folders
+    files: tuple[str, ...] = ()  # settings that name input files and folders, of another table `table.name`
     reads: tuple[str, ...] = ("seed", "threads", "device")
     extras: tuple[Extra, ...] = ()
     before: str = ""  # of an optional stage: the one that it stands before
@@ -96,7 +96,7 @@ STAGES: tuple[Stage, ...] = (
         "ayllu.train.sft:sft",
         "sft",
         needs=("text", "tokenizer", "pretrain"),
-        files=("gsm8k", "examined"),
+        files=("gsm8k",),
     ),
     Stage(
         "rl",
@@ -123,6 +123,15 @@ STAGES: tuple[Stage, ...] = (
 )
 # Stages that a run has when its recipe has their table.
 OPTIONAL: tuple[Stage, ...] = (
+    Stage(
+        "guard",
+        "ayllu.evals.guard:guard",
+        "guard",
+        files=("examined", "sft.gsm8k"),
+        reads=("seed",),
+        extras=tuple(Extra(table, table) for table in ("sft", "rl", "expert", "verifier", "distill")),
+        before="text",
+    ),
     Stage(
         "expert",
         "ayllu.train.expert:expert",
@@ -154,12 +163,15 @@ OPTIONAL: tuple[Stage, ...] = (
 
 
 def stages_of(raw: Mapping[str, Any], stages: Sequence[Stage] = STAGES) -> tuple[Stage, ...]:
-    """`stages` with each optional one whose table is in the recipe `raw`, in its place."""
+    """`stages` with each optional one whose table is in the recipe `raw`, in its place; what it would be given
+    of optional tables that aren't in the recipe is left out."""
     found = list(stages)
+    absent = {stage.table for stage in OPTIONAL} - set(raw)
     for extra in OPTIONAL:
         names = [stage.name for stage in found]
         if extra.table in raw and extra.before in names and extra.name not in names:
-            found.insert(names.index(extra.before), extra)
+            given = tuple(more for more in extra.extras if more.table not in absent)
+            found.insert(names.index(extra.before), replace(extra, extras=given))
             for at, stage in enumerate(found):
                 if stage.name in extra.read_by:
                     found[at] = replace(stage, needs=(*stage.needs, extra.name))
@@ -291,7 +303,8 @@ def input_files(stage: Stage, plan: Plan, root: Path) -> list[Path]:
     """The files below the paths that the stage's settings name; absent ones are the stage's to report."""
     found: list[Path] = []
     for setting in stage.files:
-        value = plan.recipe.get(stage.table, {}).get(setting, [])
+        table, _, key = setting.rpartition(".")
+        value = plan.recipe.get(table or stage.table, {}).get(key, [])
         for name in [value] if isinstance(value, str) else value:
             path = root / name
             inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

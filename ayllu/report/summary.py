@@ -14,7 +14,7 @@ from typing import Any
 
 STAGES = ("text", "tokenizer", "pretrain", "sft", "rl", "eval", "release")
 # Those that a run has only when its recipe names them; each before a stage that every run has.
-OPTIONAL = {"expert": "rl", "verifier": "eval", "distill": "eval"}
+OPTIONAL = {"guard": "text", "expert": "rl", "verifier": "eval", "distill": "eval"}
 WHEN = ("sft", "rl")  # an evaluation is made after each of these
 
 

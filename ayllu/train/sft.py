@@ -17,7 +17,6 @@ import torch
 from numpy.random import Generator
 
 from ayllu.errors import RecipeValueError
-from ayllu.evals.contamination import practised_texts, refuse_overlap
 from ayllu.files import make_folder
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model, save_model
@@ -51,7 +50,6 @@ class SftSettings:
     families: dict[str, float] = further("shares of conversations of further families, by name")
     gsm8k: tuple[str, ...] = free((), "folders with GSM8K's training rows, for gsm8k_resampled")
     budgets: float = bounded(0.0, 0.0, 1.0, "share of conversations that say how long to think")
-    examined: tuple[str, ...] = free((), "folders of official test sets that practice must not overlap")
 
     def check(self, tables: Mapping[str, Any]) -> None:
         """RecipeValueError for a family that doesn't exist."""
@@ -96,15 +94,11 @@ def sft(context: StageContext, settings: SftSettings) -> dict[str, Any]:
 
 
 def read_given(context: StageContext, settings: SftSettings) -> None:
-    """Read the user's own rows, and refuse practice that official test sets hold (ContaminationError)."""
+    """Read the user's own rows."""
     if outcome := read_rows(context.root, settings.gsm8k):
         context.progress.say(
             f"GSM8K: {outcome['templates']:,} of {sum(outcome.values()):,} rows are templates"
         )
-    if settings.examined:
-        texts = practised_texts(settings.shares(), context.seed)
-        counted = refuse_overlap(texts, [context.root / folder for folder in settings.examined])
-        context.progress.say(f"no overlap of practice with {counted:,} official test texts")
 
 
 def trainable(model: Decoder) -> Decoder:

@@ -4,8 +4,14 @@ import json
 
 import pytest
 
-from ayllu.errors import BadFileError, ContaminationError, InputNotFoundError
+from ayllu.errors import BadFileError, ContaminationError, InputNotFoundError, RecipeValueError
 from ayllu.evals.contamination import practised_texts, refuse_overlap, skeleton
+from ayllu.evals.guard import GuardSettings, guard
+from ayllu.progress import Progress
+from ayllu.recipe import TABLES, compose
+from ayllu.run import make
+from ayllu.stage import StageContext
+from ayllu.stages import basis, input_files, make_plan, stages_of
 
 TEST = "Natalia sold 48 clips to her friends in April, and then she sold half as many clips in May."
 
@@ -66,3 +72,56 @@ def test_skeletons_forget_numbers_only():
     assert skeleton("a b c d e f 12 g") == skeleton("A, b c d e f: 1,300.5 g.") != ""
     assert skeleton("a b c d e f 12 g") != skeleton("a b c d e f 12 h")
     assert skeleton("What is 3 + 4?") == ""
+
+
+# ---- the stage
+def judged(folder, official, **tables):
+    recipe = {"guard": {"examined": [str(official)]}} | tables
+    settings = compose({"name": "a", "text": {"corpus": ["x"]}} | recipe, only(recipe)).tables
+    context = StageContext(
+        folder, {}, 3, 1, "cpu", Progress("guard", quiet=True), folder / "m.jsonl", folder
+    )
+    return guard(context, settings.pop("guard"), **{k: v for k, v in settings.items() if k != "text"})
+
+
+def only(recipe):
+    return {name: path for name, path in TABLES.items() if name in {"text", "sft", "rl", *recipe}}
+
+
+@pytest.mark.parametrize("table", ["sft", "rl", "expert", "verifier", "distill"])
+def test_whichever_stage_practises_it(tmp_path, official, table):
+    assert judged(tmp_path, official, **{table: {"families": {"zebra": 0.1}}})["families"].count("zebra") == 1
+    prompt = next(text for _, text in practised_texts({"zebra": 1.0}, 3))
+    (official / "logic_test.jsonl").write_text(json.dumps({"q": prompt}))
+    with pytest.raises(ContaminationError, match="zebra"):
+        judged(tmp_path, official, **{table: {"families": {"zebra": 0.1}}})
+    judged(tmp_path, official, **{table: {"families": {"zebra": 0.0, "paths": 0.1}}})
+
+
+def test_the_guard_stands_before_everything_and_nothing_is_made(tmp_path, official, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (official / "test.jsonl").write_text(json.dumps({"q": next(practised_texts({"arithmetic": 1.0}, 0))[1]}))
+    (tmp_path / "recipe.toml").write_text(
+        f'name = "a"\n[text]\ncorpus = ["none"]\n[guard]\nexamined = ["{official}"]\n'
+    )
+    with pytest.raises(ContaminationError, match="arithmetic"):
+        make(tmp_path / "recipe.toml", quiet=True)
+    assert not (tmp_path / "runs/a/text").exists()
+    names = [stage.name for stage in stages_of({"guard": {}, "expert": {}})]
+    assert names[:2] == ["guard", "text"]
+
+
+def test_a_guard_has_something_to_look_at():
+    with pytest.raises(RecipeValueError, match=r"guard\.examined"):
+        GuardSettings().check({})
+
+
+def test_the_rows_that_practice_is_made_from_count_as_its_input(tmp_path):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "train.jsonl").write_text("{}")
+    raw = {"name": "a", "text": {"corpus": ["x"]}, "sft": {"gsm8k": ["rows"]}, "guard": {"examined": ["e"]}}
+    stage = stages_of(raw)[0]
+    plan = make_plan(raw, stages=(stage,), tables=only(raw))
+    assert input_files(stage, plan, tmp_path) == [rows / "train.jsonl"]
+    assert set(basis(stage, plan, {}, {})["settings"]) == {"guard", "sft", "rl"}

@@ -53,22 +53,22 @@ READ: dict[str, tuple[str, ...]] = {
     "say.have": ("{a}={n}",),
     "say.boxes": ("{a}={k}*{n}",),
     "daily": ("{a}={k}*{n}",),
-    "say.more": ("{b}={a}+{n}",),
-    "say.fewer": ("{b}={a}-{n}", "{a}={b}+{n}"),
-    "say.times": ("{b}={a}*{n}",),
-    "say.part": ("{a}={b}*{n}", "{b}={a}/{n}"),
-    "say.both": ("{c}={a}+{b}",),
+    "say.more": ("{b} = {a}+{n}",),
+    "say.fewer": ("{b} = {a}-{n}", "{a} = {b}+{n}"),
+    "say.times": ("{b} = {a}*{n}",),
+    "say.part": ("{a} = {b}*{n}", "{b} = {a}/{n}"),
+    "say.both": ("{c} = {a} + {b}",),
     "say.other": ("-",),
     "say.age": ("-",),
     "gain": ("{a}+{n}",),
     "loss": ("{a}-{n}",),
     "say.hand": ("{a}-{n} {b}+{n}",),
-    "ask.now": ("?{a}",),
-    "ask.total": ("?{a}+{b}",),
-    "ask.difference": ("?{a}-{b}",),
-    "ask.share": ("?{a}/{n}",),
-    "ask.goal": ("?{n}-{a}",),
-    "ask.price": ("?{a}*{n}",),
+    "ask.now": ("? {a}",),
+    "ask.total": ("? {a} + {b}",),
+    "ask.difference": ("? {a} - {b}",),
+    "ask.share": ("? {a}/{n}",),
+    "ask.goal": ("? {n} - {a}",),
+    "ask.price": ("? {a}*{n}",),
 }
 
 
@@ -354,9 +354,7 @@ def reading(story: Story, names: list[str]) -> tuple[str, dict[int, str]]:
 
     def mention(match: re.Match[str]) -> str:
         person = fact.people["abc".index(match[1])]
-        if person in letters:
-            return letters[person]
-        letters[person] = "ABCD"[len(letters)]
+        letters.setdefault(person, "ABCD"[len(letters) % 4])
         return f"{names[person]} {letters[person]}"
 
     signs = []
