@@ -12,7 +12,6 @@ evidence of `evals/contamination.py`. The pretraining text has a guard of its ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,13 +26,6 @@ class GuardSettings:
     """What the practice is compared with."""
 
     examined: tuple[str, ...] = free((), "folders of official test sets that practice must not overlap")
-
-    def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError without any folder."""
-        if not self.examined:
-            raise RecipeValueError(
-                "guard.examined: no folder", fix="name the folders of the test sets, or leave [guard] out"
-            )
 
 
 class Practising(Protocol):
@@ -66,7 +58,12 @@ def guard(
     verifier: Practising | None = None,
     distill: Practising | None = None,
 ) -> dict[str, Any]:
-    """Compare; what was compared. Raises ContaminationError, InputNotFoundError for a folder without tests."""
+    """Compare; what was compared. Raises ContaminationError, RecipeValueError without a folder,
+    InputNotFoundError for one without tests."""
+    if not settings.examined:
+        raise RecipeValueError(
+            "guard.examined: no folder", fix="name the folders of the test sets, or leave [guard] out"
+        )
     read_rows(context.root, sft.gsm8k)
     further = [stage.families for stage in (expert, verifier, distill) if stage]
     wanted = {name for shares in (sft.shares(), rl.shares(), *further) for name, n in shares.items() if n}

@@ -43,7 +43,7 @@ from ayllu.tools.tool import Toolbox
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import Packer, SftSettings, pack_rows, save_into, sft, trainable
+from ayllu.train.sft import SftSettings, pack_rows, pack_whole, save_into, sft, trainable
 from ayllu.train.step import Batch, compute_type
 
 MEASURED = ("n", "correct", "low", "high", "mean_tokens", "truncated")
@@ -102,15 +102,14 @@ def student_rows(
     toolbox: Toolbox,
     seed: int,
     number: int,
-) -> list[list[Transcript]]:
-    """Packed answers of the student for step `number`: a function of the seed, the number, its weights."""
+) -> tuple[list[list[Transcript]], int]:
+    """Packed answers of the student for step `number`, and the length of their rows: a function of the seed,
+    the number, its weights."""
     rng = np.random.default_rng([seed, 11, number])
     problems = draw_problems(rng, shares, settings.answers)
     params = SamplingParams(max_tokens=settings.max_tokens, temperature=1.0, seed=int(rng.integers(2**62)))
-    packer = Packer(settings.length)
-    for answer in answer_problems(engine, chat, problems, toolbox, params):
-        packer.add(answer.transcript)
-    return packer.finish()
+    answers = answer_problems(engine, chat, problems, toolbox, params)
+    return pack_whole([answer.transcript for answer in answers], settings.length)
 
 
 def backward_kl(
@@ -156,15 +155,10 @@ def distill(context: StageContext, settings: DistillSettings, practice: SftSetti
 
     def step(number: int) -> dict[str, Any]:
         engine.refresh()
-        rows = student_rows(engine, chat, settings, shares, toolbox, context.seed, number)
-        if not rows:
-            raise TrainingStoppedError(
-                f"none of the student's answers fits into a row of {settings.length} tokens",
-                fix="raise distill.length, or lower distill.max_tokens",
-            )
+        rows, length = student_rows(engine, chat, settings, shares, toolbox, context.seed, number)
         ones = {id(transcript): 1.0 for content in rows for transcript in content}
         batches = [
-            pack_rows(rows[n : n + _ROWS], settings.length, context.device, ones)
+            pack_rows(rows[n : n + _ROWS], length, context.device, ones)
             for n in range(0, len(rows), _ROWS)
         ]
         kl, places = backward_kl(student, teacher, batches, dtype)

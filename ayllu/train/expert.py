@@ -96,6 +96,8 @@ def expert(context: StageContext, settings: ExpertSettings, practice: SftSetting
         kept_share=settings.share,
     )
 
+    source.look(context.progress, "expert")
+
     def step(number: int) -> dict[str, Any]:
         scale = lr_scale(number, settings.steps, decay=0.7)
         (result,) = train_step(model, optimizer, [source.batch(number, context.device)], scale, dtype)

@@ -49,10 +49,10 @@ from ayllu.train.policy import (
 )
 from ayllu.train.preflight import nothing_to_learn, preflight
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import Packer, Practice, SftSettings, pack_rows, read_given, save_into, trainable
+from ayllu.train.sft import Practice, SftSettings, pack_rows, pack_whole, read_given, save_into, trainable
 from ayllu.train.step import Batch, StepResult, backward, compute_type, train_step
 
-CODE_VERSION = 2  # 2: a tool that is not on offer does not work; the anchor knows budgets
+CODE_VERSION = 3  # 3: no answer is left out of an update for being long
 _VERIFIABLE = ("arithmetic", "calculator", "countdown3")
 _TYPICAL_TOKENS = 50  # the constant that token sums are divided by, times the answers of a batch
 _PATIENCE = 10  # steps without any informative group (or with collapsed entropy) before giving up
@@ -201,14 +201,14 @@ def pack_answers(
     The scale has the number of answers times a fixed length, so that a token's weight depends neither on
     its answer's length nor on how many tokens the batch happens to have.
     """
-    packer, about = Packer(settings.length), dict[int, tuple[Answer, float]]()
-    for group, group_values in zip(groups, values, strict=True):
-        for answer, value in zip(group.answers, group_values, strict=True):
-            about[id(answer.transcript)] = answer, value
-            packer.add(answer.transcript)
-    rows = packer.finish()
+    about = {
+        id(answer.transcript): (answer, value)
+        for group, group_values in zip(groups, values, strict=True)
+        for answer, value in zip(group.answers, group_values, strict=True)
+    }
+    rows, length = pack_whole([answer.transcript for group in groups for answer in group.answers], settings.length)
     ones = dict.fromkeys(about, 1.0)
-    batches = [pack_rows(rows[i : i + 16], settings.length, device, ones) for i in range(0, len(rows), 16)]
+    batches = [pack_rows(rows[i : i + 16], length, device, ones) for i in range(0, len(rows), 16)]
     packed = [about[id(transcript)] for content in rows for transcript in content]
     lengths = [sum(answer.transcript.sampled()) for answer, _ in packed]
     old = [answer.logprobs or (0.0,) * n for (answer, _), n in zip(packed, lengths, strict=True)]
@@ -312,6 +312,8 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
     anchor = Practice(
         chat, kept, settings.anchor_rows, settings.length, context.seed + 1, budgets=practice.budgets
     )
+    if settings.anchor:
+        anchor.look(context.progress, "rl")
     updates = Updates(model, optimizer, anchor, settings, context.device)
     curriculum = Curriculum(retire=settings.retire, replay=settings.replay)
     loop = Loop(context, "rl", model, optimizer, settings.steps)

@@ -20,6 +20,7 @@ from ayllu.errors import RecipeValueError
 from ayllu.files import make_folder
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model, save_model
+from ayllu.progress import Progress
 from ayllu.reason.practice import BASIC, check_families, draw, read_rows
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, free, further
@@ -29,8 +30,9 @@ from ayllu.train.optim import Optimizer
 from ayllu.train.schedule import lr_scale
 from ayllu.train.step import Batch, compute_type, train_step
 
-CODE_VERSION = 6  # 6: letters stand for names in the thinking of stories
+CODE_VERSION = 7  # 7: in the thinking of stories letters stand beside names
 _CHUNK = 16  # batches that are drawn and packed together
+_LOOK = 400  # conversations that are measured before practice begins
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def sft(context: StageContext, settings: SftSettings) -> dict[str, Any]:
     source = Practice(
         chat, settings.shares(), settings.rows, settings.length, context.seed, budgets=settings.budgets
     )
+
+    source.look(context.progress, "sft")
 
     def step(number: int) -> dict[str, Any]:
         scale = lr_scale(number, settings.steps, decay=0.7)
@@ -142,6 +146,22 @@ class Practice:
         first = number % _CHUNK * self.rows
         return pack_rows(chunk[first : first + self.rows], self.length, device)
 
+    def look(self, progress: Progress, table: str) -> None:
+        """Say how many conversations are longer than a row and therefore left out; RecipeValueError, naming
+        the recipe's `table`, when that is more than half of them."""
+        rng, long = np.random.default_rng([self.seed, 8]), 0
+        for _ in range(_LOOK):
+            long += len(self._draw(rng).ids()) - 1 > self.length
+        if 2 * long > _LOOK:
+            raise RecipeValueError(
+                f"{table}.length: {long} of {_LOOK} conversations are longer than a row of {self.length} tokens",
+                fix=f"raise {table}.length, or leave out the families with long solutions",
+            )
+        if long:
+            progress.say(
+                f"{long} of {_LOOK} conversations are longer than a row of {self.length} tokens and left out"
+            )
+
     def _make_chunk(self, number: int) -> list[list[Transcript]]:
         rng = np.random.default_rng([self.seed, 4, number])
         wanted = self.rows * _CHUNK
@@ -188,6 +208,16 @@ class Packer:
         self.full += [content for _, content in self.open]
         self.open = []
         return self.full
+
+
+def pack_whole(transcripts: Sequence[Transcript], length: int) -> tuple[list[list[Transcript]], int]:
+    """Rows that hold every one of `transcripts`, and their length: as much more than `length` as the longest
+    needs. For sampled answers: leaving the long ones out would teach to be short."""
+    length = max([length, *(len(transcript.ids()) - 1 for transcript in transcripts)])
+    packer = Packer(length)
+    for transcript in transcripts:
+        packer.add(transcript)
+    return packer.finish(), length
 
 
 def pack_rows(

@@ -6,7 +6,7 @@ import pytest
 
 from ayllu.errors import BadFileError, ContaminationError, InputNotFoundError, RecipeValueError
 from ayllu.evals.contamination import practised_texts, refuse_overlap, skeleton
-from ayllu.evals.guard import GuardSettings, guard
+from ayllu.evals.guard import guard
 from ayllu.progress import Progress
 from ayllu.recipe import TABLES, compose
 from ayllu.run import make
@@ -111,9 +111,9 @@ def test_the_guard_stands_before_everything_and_nothing_is_made(tmp_path, offici
     assert names[:2] == ["guard", "text"]
 
 
-def test_a_guard_has_something_to_look_at():
+def test_a_guard_has_something_to_look_at(tmp_path):
     with pytest.raises(RecipeValueError, match=r"guard\.examined"):
-        GuardSettings().check({})
+        judged(tmp_path, "", guard={})
 
 
 def test_the_rows_that_practice_is_made_from_count_as_its_input(tmp_path):

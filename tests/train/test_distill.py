@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ayllu.engine.engine import Engine
 from ayllu.errors import RecipeValueError, TrainingStoppedError
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
@@ -143,9 +144,15 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         DistillSettings(families={"arithmetic": 0.0}).check({})
 
 
-def test_answers_that_fit_nowhere_stop_the_stage(inputs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(TrainingStoppedError, match="fits into a row"):
-        distill(context(tmp_path / "short", inputs), replace(SETTINGS, length=8), PRACTICE)
+def test_rows_are_as_long_as_the_answers_need(inputs: dict[str, Path]) -> None:
+    """None is left out for being long, as that would teach to be short."""
+    with Engine(inputs["rl"] / "model") as engine, module.toolbox_for([]) as toolbox:
+        packed, length = module.student_rows(
+            engine, CHAT, replace(SETTINGS, length=8), {"arithmetic": 1.0}, toolbox, 1, 0
+        )
+    answers = [transcript for row in packed for transcript in row]
+    assert len(answers) == SETTINGS.answers
+    assert length == max(len(transcript.ids()) - 1 for transcript in answers) > 8
 
 
 def test_a_kill_while_measuring_loses_one_measurement(

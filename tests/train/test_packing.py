@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from ayllu.model.decoder import Decoder
 from ayllu.reason.practice import practice_texts
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript
 from ayllu.text.tokenizer import train_tokenizer
-from ayllu.train.sft import Packer, Practice, SftSettings, pack_rows
+from ayllu.train.sft import Packer, Practice, SftSettings, pack_rows, pack_whole
 
 CHAT = Chat(train_tokenizer(practice_texts(0), 400))
 LENGTH = 48
@@ -121,3 +123,35 @@ def test_practice_is_a_function_of_the_seed_and_the_step() -> None:
 def test_without_any_share_there_is_nothing_to_practise() -> None:
     with pytest.raises(RecipeValueError, match="every share is 0"):
         SftSettings(arithmetic=0, calculator=0, countdown3=0, dialogue=0).shares()
+
+
+class Lines:
+    """Progress that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said = list[str]()
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_conversations_that_are_left_out_are_counted_beforehand() -> None:
+    def look(length: int) -> list[str]:
+        lines: Any = Lines()
+        Practice(CHAT, {"arithmetic": 0.5, "countdown3": 0.5}, 2, length, 0).look(lines, "sft")
+        return list(lines.said)
+
+    assert look(4000) == []
+    (line,) = look(200)
+    assert " of 400 conversations are longer than a row of 200 tokens" in line
+    with pytest.raises(RecipeValueError, match=r"sft\.length: \d+ of 400"):
+        look(20)
+
+
+@given(sizes=sizes)
+def test_sampled_answers_are_all_packed(sizes: list[tuple[int, int]]) -> None:
+    everyone = [conversation(n, *size) for n, size in enumerate(sizes)]
+    rows, length = pack_whole(everyone, LENGTH)
+    assert sorted(id(t) for row in rows for t in row) == sorted(map(id, everyone))
+    assert length == max(LENGTH, *(len(t.ids()) - 1 for t in everyone))
+    assert pack_rows(rows, length, "cpu").tokens_BT.shape[1] == length

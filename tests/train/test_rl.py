@@ -100,6 +100,14 @@ def test_a_token_weighs_its_advantage_over_a_constant() -> None:
     assert sorted(weights[weights != 0].tolist()) == pytest.approx(sorted(wanted))
 
 
+def test_an_answer_longer_than_a_row_is_learnt_all_the_same() -> None:
+    groups = [group(1, 0, 0, 0), group(0, 0, 1, 1)]
+    (usual,) = policy_batches(groups, RlSettings(groups=2, size=4, length=64), "cpu")
+    short = policy_batches(groups, RlSettings(groups=2, size=4, length=2), "cpu")
+    weights = torch.cat([b.weights_BT.flatten() for b in short])
+    assert sorted(weights[weights != 0].tolist()) == sorted(usual.weights_BT[usual.weights_BT != 0].tolist())
+
+
 # ---- which groups, how many rounds
 class Canned:
     """Stands where the engine's answers come from: the wanted rewards, round by round."""
