@@ -163,8 +163,8 @@ OPTIONAL: tuple[Stage, ...] = (
 
 
 def stages_of(raw: Mapping[str, Any], stages: Sequence[Stage] = STAGES) -> tuple[Stage, ...]:
-    """`stages` with each optional one whose table is in the recipe `raw`, in its place; what it would be given
-    of optional tables that aren't in the recipe is left out."""
+    """`stages` with each optional one whose table is in the recipe `raw`, in its place; what it would be
+    given of optional tables that aren't in the recipe is left out."""
     found = list(stages)
     absent = {stage.table for stage in OPTIONAL} - set(raw)
     for extra in OPTIONAL:

@@ -21,8 +21,9 @@ from ayllu.model.decoder import Decoder
 from ayllu.recipe import compose, read_recipe
 from ayllu.stages import use_threads
 from ayllu.train.optim import Optimizer
+from ayllu.train.precision import compute_type
 from ayllu.train.pretrain import throughput
-from ayllu.train.step import Batch, compute_type, train_step
+from ayllu.train.step import Batch, train_step
 
 
 def batch(rows: int, length: int, vocabulary: int, seed: int) -> Batch:

@@ -5,9 +5,9 @@ A recipe has it when it has its table:
     [guard]
     examined = ["data/eval"]
 
-It looks at problems of every family that any later stage practises (sft, rl, expert, verifier, distill), with the
-evidence of `evals/contamination.py`. The pretraining text has a guard of its own (`evaluation` in the table
-`[text]`), which leaves documents out instead of refusing.
+It looks at problems of every family that any later stage practises (sft, rl, expert, verifier, distill), with
+the evidence of `evals/contamination.py`. The pretraining text has a guard of its own (`evaluation` in the
+table `[text]`), which leaves documents out instead of refusing.
 """
 
 from __future__ import annotations

@@ -42,9 +42,10 @@ from ayllu.text.tokenizer import Tokenizer
 from ayllu.tools.tool import Toolbox
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
+from ayllu.train.precision import compute_type
 from ayllu.train.schedule import lr_scale
 from ayllu.train.sft import SftSettings, pack_rows, pack_whole, save_into, sft, trainable
-from ayllu.train.step import Batch, compute_type
+from ayllu.train.step import Batch
 
 MEASURED = ("n", "correct", "low", "high", "mean_tokens", "truncated")
 _ROWS = 8  # rows of one forward and backward
@@ -158,8 +159,7 @@ def distill(context: StageContext, settings: DistillSettings, practice: SftSetti
         rows, length = student_rows(engine, chat, settings, shares, toolbox, context.seed, number)
         ones = {id(transcript): 1.0 for content in rows for transcript in content}
         batches = [
-            pack_rows(rows[n : n + _ROWS], length, context.device, ones)
-            for n in range(0, len(rows), _ROWS)
+            pack_rows(rows[n : n + _ROWS], length, context.device, ones) for n in range(0, len(rows), _ROWS)
         ]
         kl, places = backward_kl(student, teacher, batches, dtype)
         optimizer.step(lr_scale(number, settings.steps, decay=0.7))

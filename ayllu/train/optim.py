@@ -16,14 +16,15 @@ from torch import Tensor
 
 from ayllu.model.config import AttentionSpec, MoESpec
 from ayllu.model.decoder import Decoder
+from ayllu.train.precision import compute_type
 
 # Quintic coefficients of the original; five iterations bring singular values near 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalise(update_NRC: Tensor, iterations: int = 5) -> Tensor:
-    """Each matrix of the stack -> about U V^T of its singular value decomposition (bfloat16)."""
-    x = update_NRC.to(torch.bfloat16)
+    """Each matrix of the stack -> about U V^T of its singular value decomposition, in `compute_type`."""
+    x = update_NRC.to(compute_type(update_NRC.device.type))
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.transpose(1, 2)

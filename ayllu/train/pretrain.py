@@ -26,8 +26,9 @@ from ayllu.text.tokenizer import Tokenizer
 from ayllu.train.loop import Loop
 from ayllu.train.losses import head_loss
 from ayllu.train.optim import Optimizer
+from ayllu.train.precision import compute_type
 from ayllu.train.schedule import lr_scale
-from ayllu.train.step import Batch, compute_type, train_step
+from ayllu.train.step import Batch, train_step
 
 # After some four epochs repeated text is worth ever less than new text, and after 16 to 40 next to nothing
 # (Muennighoff et al. 2023, "Scaling data-constrained language models").

@@ -47,10 +47,11 @@ from ayllu.train.policy import (
     scaled_advantages,
     token_weights,
 )
+from ayllu.train.precision import compute_type
 from ayllu.train.preflight import nothing_to_learn, preflight
 from ayllu.train.schedule import lr_scale
 from ayllu.train.sft import Practice, SftSettings, pack_rows, pack_whole, read_given, save_into, trainable
-from ayllu.train.step import Batch, StepResult, backward, compute_type, train_step
+from ayllu.train.step import Batch, StepResult, backward, train_step
 
 CODE_VERSION = 3  # 3: no answer is left out of an update for being long
 _VERIFIABLE = ("arithmetic", "calculator", "countdown3")
@@ -206,7 +207,9 @@ def pack_answers(
         for group, group_values in zip(groups, values, strict=True)
         for answer, value in zip(group.answers, group_values, strict=True)
     }
-    rows, length = pack_whole([answer.transcript for group in groups for answer in group.answers], settings.length)
+    rows, length = pack_whole(
+        [answer.transcript for group in groups for answer in group.answers], settings.length
+    )
     ones = dict.fromkeys(about, 1.0)
     batches = [pack_rows(rows[i : i + 16], length, device, ones) for i in range(0, len(rows), 16)]
     packed = [about[id(transcript)] for content in rows for transcript in content]

@@ -27,10 +27,11 @@ from ayllu.stage import StageContext, bounded, free, further
 from ayllu.text.tokenizer import Tokenizer
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
+from ayllu.train.precision import compute_type
 from ayllu.train.schedule import lr_scale
-from ayllu.train.step import Batch, compute_type, train_step
+from ayllu.train.step import Batch, train_step
 
-CODE_VERSION = 7  # 7: in the thinking of stories letters stand beside names
+CODE_VERSION = 8  # 8: in the thinking of stories letters stand beside names; shorter lines of Countdown-4
 _CHUNK = 16  # batches that are drawn and packed together
 _LOOK = 400  # conversations that are measured before practice begins
 
@@ -154,13 +155,11 @@ class Practice:
             long += len(self._draw(rng).ids()) - 1 > self.length
         if 2 * long > _LOOK:
             raise RecipeValueError(
-                f"{table}.length: {long} of {_LOOK} conversations are longer than a row of {self.length} tokens",
+                f"{table}.length: {long} of {_LOOK} conversations don't fit a row of {self.length} tokens",
                 fix=f"raise {table}.length, or leave out the families with long solutions",
             )
         if long:
-            progress.say(
-                f"{long} of {_LOOK} conversations are longer than a row of {self.length} tokens and left out"
-            )
+            progress.say(f"{long} of {_LOOK} conversations don't fit a row of {self.length} tokens: left out")
 
     def _make_chunk(self, number: int) -> list[list[Transcript]]:
         rng = np.random.default_rng([self.seed, 4, number])

@@ -36,21 +36,6 @@ class StepResult:
     trained: int  # positions with a weight
 
 
-def compute_type(device: str) -> torch.dtype:
-    """bfloat16 where the machine multiplies it fast (every GPU we train on; CPUs with AVX-512 BF16)."""
-    if device != "cpu" or _cpu_has_bf16():
-        return torch.bfloat16
-    return torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
-            return "avx512_bf16" in file.read()
-    except OSError:
-        return False
-
-
 def backward(model: Decoder, batch: Batch, dtype: torch.dtype) -> StepResult:
     """Add the gradient of sum(weights * losses) to the weights' gradients."""
     states_BTC = model.states(batch.tokens_BT, document_BT=batch.document_BT, dtype=dtype)

@@ -78,9 +78,7 @@ def test_skeletons_forget_numbers_only():
 def judged(folder, official, **tables):
     recipe = {"guard": {"examined": [str(official)]}} | tables
     settings = compose({"name": "a", "text": {"corpus": ["x"]}} | recipe, only(recipe)).tables
-    context = StageContext(
-        folder, {}, 3, 1, "cpu", Progress("guard", quiet=True), folder / "m.jsonl", folder
-    )
+    context = StageContext(folder, {}, 3, 1, "cpu", Progress("guard", quiet=True), folder / "m.jsonl", folder)
     return guard(context, settings.pop("guard"), **{k: v for k, v in settings.items() if k != "text"})
 
 

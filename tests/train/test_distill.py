@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ayllu.engine.engine import Engine
-from ayllu.errors import RecipeValueError, TrainingStoppedError
+from ayllu.errors import RecipeValueError
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model

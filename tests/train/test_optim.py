@@ -20,6 +20,7 @@ from ayllu.model.config import (
     RopeSpec,
 )
 from ayllu.model.decoder import Decoder
+from ayllu.train import optim
 from ayllu.train.optim import Optimizer, orthogonalise
 from ayllu.train.schedule import lr_scale
 
@@ -49,9 +50,15 @@ def copy(model: Decoder) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("shape", [(3, 32, 96), (2, 96, 32), (1, 48, 64)])
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
-def test_the_update_is_near_the_nearest_orthogonal_matrix(shape: tuple[int, ...], size: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_update_is_near_the_nearest_orthogonal_matrix(
+    shape: tuple[int, ...], size: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim, "compute_type", lambda device: dtype)  # as on machines with and without
     x_NRC = torch.randn(shape, generator=torch.Generator().manual_seed(2)) * size
-    y_NRC = orthogonalise(x_NRC).float()
+    y_NRC = orthogonalise(x_NRC)
+    assert y_NRC.dtype == dtype
+    y_NRC = y_NRC.float()
     values = torch.linalg.svdvals(y_NRC)
     assert float(values.min()) > 0.6 and float(values.max()) < 1.3
     u, _, vt = torch.linalg.svd(x_NRC, full_matrices=False)

@@ -143,7 +143,7 @@ def test_conversations_that_are_left_out_are_counted_beforehand() -> None:
 
     assert look(4000) == []
     (line,) = look(200)
-    assert " of 400 conversations are longer than a row of 200 tokens" in line
+    assert " of 400 conversations don't fit a row of 200 tokens" in line
     with pytest.raises(RecipeValueError, match=r"sft\.length: \d+ of 400"):
         look(20)
 

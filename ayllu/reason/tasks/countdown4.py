@@ -1,14 +1,19 @@
 """Countdown with four numbers: the search of `countdown`, one step deeper.
 
-Numbers and targets are those of TinyZero (1-99, 10-99). A line of the search makes two steps and then
-tries everything that is left to do: `63-17=46 46+4=50: 50+9=59 50-9=41 ...`; the second step either takes
-the third number to the first value or joins the other two numbers. A deal has some 70 such lines, too many to
-write, and for one deal in four only one in sixty hits, so that an expert that searched blindly would give up
-often and a model would learn to give up. The expert here is lucky nine times in ten: among his few lines
-stands one that hits, the others are honest misses. Lines come in the order of `lines`, many left out: what
-follows a line is always further on, where lines in random order led a model that takes the likeliest in a
-circle (docs/lab-log.md, 2026-11-28). Every step written down is true, and what a model can learn is which
-beginnings of lines tend to lead to hits ("guided" Stream of Search, Moon et al. 2024). RL then sharpens that.
+Numbers and targets are those of TinyZero (1-99, 10-99). A line of the search makes two steps, says which
+number is left and tries what the last step can give: `63-17=46 46+4=50 9: +59 -41`. The second step either
+takes the third number to the first value or joins the other two numbers (`63-17=46 9-4=5: +51 -41`, where
+none is left). A last step is written as its sign and value, and only when that could be a target: with the
+whole sum and with values of any size lines were nearly twice as long, and the room for thinking held half as
+many (docs/lab-log.md, 2026-11-29).
+
+A deal has some 70 such lines, too many to write, and for one deal in four only one in sixty hits, so that an
+expert that searched blindly would give up often and a model would learn to give up. The expert here is lucky
+nine times in ten: among his few lines stands one that hits, the others are honest misses. Lines come in the
+order of `lines`, many left out: what follows a line is always further on, where lines in random order led a
+model that takes the likeliest in a circle (docs/lab-log.md, 2026-11-28). Every step written down is true, and
+what a model can learn is which beginnings of lines tend to lead to hits ("guided" Stream of Search, Moon et
+al. 2024). RL then sharpens that.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from ayllu.reason.task import Piece, Problem, Verdict, split_of
 from ayllu.reason.tasks.countdown import HIGH, LOW, PROMPTS, TARGETS, check, sums
 from ayllu.reason.transcript import Kind
 
-PATIENCE = 8  # lines of the expert's search
+PATIENCE = 11  # lines of the expert's search
 LUCK = 0.9  # chance that one of them hits
 LARGEST = 2 * TARGETS[1] + HIGH  # of a value on the way: what is larger rarely comes back
 
@@ -38,10 +43,16 @@ class Value:
 
 @dataclass(frozen=True)
 class Line:
-    """Two steps and all the last ones. Steps are written `63-17=46`."""
+    """Two steps, the number that is left (`""` when they used up all four), and the last steps that can give
+    a target. Steps are written `63-17=46`, last ones `+59`."""
 
     steps: tuple[str, str]
+    left: str
     tries: tuple[tuple[str, Value], ...]
+
+    def beginning(self) -> str:
+        """`63-17=46 46+4=50 9:`."""
+        return " ".join([*self.steps, self.left]).rstrip() + ":"
 
 
 def results(x: int, y: int) -> list[tuple[str, int]]:
@@ -72,12 +83,13 @@ def reached(numbers: tuple[int, ...]) -> set[int]:
     return {n for n in found if TARGETS[0] <= n <= TARGETS[1]}
 
 
-def steps(x: Value, y: Value) -> Iterator[tuple[str, Value]]:
-    """`results` of two values, written out."""
+def steps(x: Value, y: Value) -> Iterator[tuple[str, str, Value]]:
+    """`results` of two values, written out whole and short, with what is made: `46+4=50`, `+50`."""
     if x.number < y.number:
         x, y = y, x
     for sign, made in results(x.number, y.number):
-        yield f"{x.number}{sign}{y.number}={made}", Value(made, f"({x.text}{sign}{y.text})")
+        whole = f"{x.number}{sign}{y.number}={made}"
+        yield whole, f"{sign}{made}", Value(made, f"({x.text}{sign}{y.text})")
 
 
 def lines(numbers: tuple[int, ...]) -> list[Line]:
@@ -86,18 +98,22 @@ def lines(numbers: tuple[int, ...]) -> list[Line]:
     found: dict[tuple[str, str], Line] = {}
     for i, j in itertools.combinations(range(4), 2):
         k, m = (n for n in range(4) if n not in (i, j))
-        for first, made in steps(values[i], values[j]):
+        for first, _, made in steps(values[i], values[j]):
             for third, last in ((k, m), (m, k)):
-                for second, next_made in steps(made, values[third]):
-                    _keep(found, first, second, next_made, values[last])
+                for second, _, next_made in steps(made, values[third]):
+                    _keep(found, (first, second), values[last].text, next_made, values[last])
             if i == 0:  # each way to make two pairs once
-                for second, other in steps(values[k], values[m]):
-                    _keep(found, first, second, made, other)
+                for second, _, other in steps(values[k], values[m]):
+                    _keep(found, (first, second), "", made, other)
     return list(found.values())
 
 
-def _keep(found: dict[tuple[str, str], Line], first: str, second: str, x: Value, y: Value) -> None:
-    found.setdefault((first, second), Line((first, second), tuple(steps(x, y))))
+def _keep(found: dict[tuple[str, str], Line], made: tuple[str, str], left: str, x: Value, y: Value) -> None:
+    tries = tuple(
+        (short, value) for _, short, value in steps(x, y) if TARGETS[0] <= value.number <= TARGETS[1]
+    )
+    if tries:
+        found.setdefault(made, Line(made, left, tries))
 
 
 class Countdown4:
@@ -139,7 +155,7 @@ class Countdown4:
             order.append(hits[int(rng.integers(len(hits)))])
         written = list[str]()
         for line in (choices[n] for n in sorted(order)):
-            text = f"{line.steps[0]} {line.steps[1]}:"
+            text = line.beginning()
             for step, made in line.tries:
                 text += f" {step}"
                 if made.number == target:

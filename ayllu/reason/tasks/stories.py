@@ -6,15 +6,15 @@ come sentences about what is ("Ben has 3 more than Anna", in any order), then wh
 time, then a question. A third of the stories hold a sentence that doesn't matter.
 
 The thinking first reads and then reckons. Its first line is the story without its words, a sign for each
-sentence in the story's order: `Anna A=Ben B+5, -, B=12, A-4, ?A*2` (`-` doesn't matter; a name is followed
-by the letter that stands for it from then on). That is a translation, with one small place to look at for
-each word written, and the only part in which names and languages differ. Then one quantity a line,
-`A=B+5=12+5=17, A17`, in an order in which each is known when it is needed, without what isn't needed: how it
-comes about, as the first line says it, then with values, and at the end the value to look up later: what
-stands last behind the letter. A model of 3 million parameters that looked for whose quantities in the story
-itself took a number from a wrong sentence in 30 stories of 100; with names in place of letters and values at
-the end of lines like `Anna: Ben+5=12+5=17` it took somebody else's or an older value (docs/lab-log.md,
-2026-11-28).
+sentence in the story's order: `Anna A = Ben B+5, -, Ben B=12, Anna A-4, ? Anna A*2` (`-` doesn't matter; a
+name brings the letter that stands for it). That is a translation, with one small place to look at for each
+word written, and the only part in which names and languages differ. Then one quantity a line, `A=B+5=12+5=17,
+A17`, in an order in which each is known when it is needed, without what isn't needed: how it comes about, as
+the first line says it, then with values, and at the end the value to look up later: what stands last behind
+the letter. A model of 3 million parameters that looked for whose quantities in the story itself took a number
+from a wrong sentence in 30 stories of 100; with names alone and values at the end of lines it read well and
+then took somebody else's or an older value; with letters alone it looked up well and had read a wrong letter
+(docs/lab-log.md, 2026-11-28). So names are what is read, and letters what is reckoned with.
 
 What a story says (`Fact`s) is drawn without regard to language; the words stand in `phrases/stories.toml`.
 Three things decide the split:
