@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ayllu import native
@@ -123,6 +123,7 @@ def random_starts(seed, rows, length):
     half=st.sampled_from([2, 3, 8, 16, 33]),
     norms=st.booleans(),
 )
+@example(seed=2798, batch=2, length=62, kv_heads=1, group=2, half=2, norms=True)
 def test_attention(seed, batch, length, kv_heads, group, half, norms):
     heads, dim = kv_heads * group, 2 * half
     qkv = normal(seed, batch, length, (heads + 2 * kv_heads) * dim)
@@ -140,9 +141,13 @@ def test_attention(seed, batch, length, kv_heads, group, half, norms):
         return plain_attention(x, q_weight, k_weight, cos, sin, starts, heads, kv_heads)
 
     got = gradients(fused, [qkv, *weights], dy)
-    wanted = gradients(plain, [qkv.float(), *weights], dy)
-    for mine, theirs in zip(got, wanted, strict=True):
-        error = (mine.detach().float() - theirs.detach()).norm() / (theirs.norm() + 1e-3)
+    # A weight's gradient is a sum over all rows that may cancel (then torch in bfloat16 is as far off), so
+    # that its error is one of the terms: with a weight for each row the gradients are these terms.
+    rowwise = [w.expand(batch, length, n, dim) for w, n in zip(weights, (heads, kv_heads), strict=False)]
+    values = gradients(plain, [qkv.float(), *rowwise], dy)
+    for mine, theirs in zip(got, values, strict=True):
+        wanted = theirs.sum((0, 1, 2)) if theirs.dim() == 4 else theirs
+        error = (mine.detach().float() - wanted.detach()).norm() / (theirs.norm() + 1e-3)
         assert torch.isfinite(mine).all() and error < 0.03, float(error)
 
 
