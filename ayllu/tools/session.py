@@ -26,7 +26,8 @@ AGAIN = "\n(the same call as before, with the result from then)"
 @dataclass(frozen=True)
 class Rules:
     """What the calls of one turn may use. `seconds`: all of them together; `call_seconds`: each, beside the
-    tools' own limits. `once`: the same call again isn't run but gets the first result and a note."""
+    tools' own limits. `once`: the same call again isn't run but gets the first result and a note; one that
+    failed may be tried again, unless it was to change something: it may have, and a user has been asked."""
 
     max_calls: int = MAX_CALLS
     seconds: float | None = None
@@ -36,7 +37,8 @@ class Rules:
 
 @dataclass(frozen=True)
 class Record:
-    """A call and what came of it. `seconds` is how long it took, without a user's time for an answer."""
+    """A call and what came of it. `seconds` is how long it took, without a user's time for an answer or a
+    confirmation."""
 
     name: str
     arguments: str
@@ -98,7 +100,9 @@ class Session:
         if self._recorded is not None:
             took = self._recorded[self.calls].seconds  # so that a limit is met where it was met then
         else:
-            took = 0.0 if tool is not None and tool.asks else self.clock() - begun
+            took = max(0.0, self.clock() - begun - result.asked)
+            if tool is not None and tool.asks:
+                took = 0.0
         self.spent += took
         outcome = (result.ok, result.text, result.valid, result.told)
         self.records.append(Record(name, arguments, *outcome, seconds=took))
@@ -114,7 +118,7 @@ class Session:
         limits = [limit for limit in (self.rules.call_seconds, left) if limit is not None]
         limit = {"seconds": min(limits)} if limits else {}
         result = self.toolbox.run(name, arguments, **limit)
-        if once:
+        if once and (result.ok or not result.valid or (tool is not None and tool.changes_something)):
             self._first[key] = result
         return result
 

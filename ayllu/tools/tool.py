@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 TYPES: dict[str, tuple[type, ...]] = {
@@ -88,12 +89,14 @@ class Call:
 @dataclass(frozen=True)
 class Result:
     """What a call gave: `text` for the model. `valid`: the call itself was well formed (known tool, arguments
-    that fit). `told`: what the user is told, who speaks next, where a tool has ended the turn."""
+    that fit). `told`: what the user is told, who speaks next, where a tool has ended the turn. `asked`: seconds
+    that the user took to confirm the call, which are no tool's."""
 
     ok: bool
     text: str
     valid: bool = True
     told: str = ""
+    asked: float = field(default=0.0, compare=False)
 
 
 def check_schema(schema: dict[str, Any]) -> None:
@@ -207,12 +210,19 @@ class Toolbox:
             return Result(False, "error: the arguments are not valid JSON", valid=False)
         if why := check_arguments(tool.parameters, values):
             return Result(False, f"error: {why}", valid=False)
-        if tool.changes_something and not (self.confirm and self.confirm(tool, values)):
-            return Result(False, f"error: {name} was not confirmed by the user")
+        asked = 0.0
+        if tool.changes_something:
+            begun = time.monotonic()
+            confirmed = self.confirm is not None and self.confirm(tool, values)
+            asked = time.monotonic() - begun
+            if not confirmed:
+                return Result(False, f"error: {name} was not confirmed by the user", asked=asked)
         limits = [limit for limit in (tool.seconds, seconds) if limit is not None and not tool.asks]
         result = _timed(tool, values, min(limits)) if limits else _run(tool, values)
         text = cut(result.text, self.result_limit)
-        return Result(True, WAITING, told=text) if tool.ends_turn and result.ok else Result(result.ok, text)
+        if tool.ends_turn and result.ok:
+            return Result(True, WAITING, told=text, asked=asked)
+        return Result(result.ok, text, asked=asked)
 
     def call(self, call: Call) -> Result:
         """`run` for a Call."""

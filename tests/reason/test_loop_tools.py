@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import time
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from ayllu.tools.ask_user import ask_user_tool
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.clock import clock_tool
 from ayllu.tools.session import AGAIN, Rules, Session, from_json, to_json
-from ayllu.tools.tool import WAITING, Tool, Toolbox
+from ayllu.tools.tool import WAITING, Tool, Toolbox, ToolError
 
 CHAT = Chat(train_tokenizer(iter(['What is 12 + 3? calculator {"expression":"12+3"} pick {"n":1}']), 300))
 WORD = {"type": "string", "maxLength": 6}
@@ -147,6 +148,48 @@ def test_what_changes_something_is_not_done_twice_and_a_no_is_not_asked_again():
     _, results, _ = run(SAME[0], SAME[0], SAME[2], SAME[2], box=box, rules=Rules(once=True))
     no = "error: count was not confirmed by the user"
     assert results == [no, no + AGAIN, "1", "1" + AGAIN] and len(asked) == 2
+
+
+def test_what_failed_may_be_tried_again():
+    """By the same call: a service that was down, a limit that was short. What isn't well formed may not."""
+    tries = itertools.count(1)
+
+    def flaky(_):
+        if next(tries) == 1:
+            raise ToolError("the service is down")
+        return "it is up"
+
+    box = Toolbox([Tool("flaky", "", {"type": "object", "properties": {}}, flaky)])
+    _, results, _ = run("flaky {}", "flaky {}", "flaky {}", box=box, rules=Rules(once=True))
+    assert results == ["error: the service is down", "it is up", "it is up" + AGAIN]
+    wrong = 'flaky {"b":1}'
+    _, results, _ = run(wrong, wrong, box=box, rules=Rules(once=True))
+    assert results[0].startswith("error: ") and results[1] == results[0] + AGAIN
+
+
+def test_what_failed_while_it_changed_something_is_not_done_again():
+    def pay(_):
+        raise ToolError("no answer from the bank")
+
+    tool = Tool("pay", "", {"type": "object", "properties": {}}, pay, changes_something=True)
+    _, results, _ = run(
+        "pay {}", "pay {}", box=Toolbox([tool], confirm=lambda *_: True), rules=Rules(once=True)
+    )
+    assert results == ["error: no answer from the bank", "error: no answer from the bank" + AGAIN]
+
+
+def test_a_user_may_take_long_to_confirm():
+    """The wait is no tool's, whether the answer is yes or no."""
+    answers = iter([True, False])
+
+    def confirm(*_):
+        time.sleep(0.3)
+        return next(answers)
+
+    session = Session(Toolbox([counting(changes_something=True)], confirm=confirm), Rules(seconds=0.25))
+    assert session.run("count", '{"a":"x"}').text == "1"
+    assert "not confirmed" in session.run("count", '{"a":"y"}').text
+    assert session.spent < 0.2 and all(record.seconds < 0.2 for record in session.records)
 
 
 def test_calls_and_their_time_are_limited():
