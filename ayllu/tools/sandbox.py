@@ -32,7 +32,7 @@ import threading
 import time
 import weakref
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -199,16 +199,19 @@ class Sandbox:
 
     # ---- one call
     def _run_in(self, folder: Path, name: str, code: str, show_value: bool) -> Outcome:
-        before = folders.names(folder)
-        if full := self._overfull(folder):
-            text = f"the work folder holds more than its limits allow ({full}); remove something first\n"
+        start = folders.extent(folder, 4 * self.limits.entries)
+        if not start.whole:  # nobody could tell any more what a call adds
+            text = f"the work folder holds too many files, or more than {folders.DEEPEST} levels of folders\n"
             return Outcome("", text, None, "disk", 0.0)
+        before = folders.paths(folder)
         request = {"folder": name, "limits": asdict(self.limits), "code": code, "show_value": show_value}
         started = time.monotonic()
         control, out, err = self._submit(request)
         with control:
             try:
-                tapes, report, why = self._watch(control, out, err, folder, started)
+                tapes, report, why = self._watch(
+                    control, out, err, lambda: self._overfull(folder, start), started
+                )
             finally:
                 os.close(out)
                 os.close(err)
@@ -218,10 +221,10 @@ class Sandbox:
                 why=f"a wall of the sandbox did not rise: {report['wall']}: {report['reason']}",
                 fix="run it again; if it stays so, make a new Sandbox, which looks at the machine anew",
             )
-        if why is None and self._overfull(folder):
+        if why is None and self._overfull(folder, start):
             why = "disk"
         if why == "disk":
-            folders.clear(folder, keep=before)
+            folders.restore(folder, before)
         status = report.get("status")
         if why is None and (status is None or status < 0):
             spent = report.get("cpu", 0.0) >= max(1.0, round(self.limits.cpu_seconds)) - 0.05
@@ -266,7 +269,7 @@ class Sandbox:
         raise AssertionError("unreachable")
 
     def _watch(
-        self, control: socket.socket, out: int, err: int, folder: Path, started: float
+        self, control: socket.socket, out: int, err: int, overfull: Callable[[], bool], started: float
     ) -> tuple[tuple[Tape, Tape], dict[str, Any], str | None]:
         """Read what comes until the keeper reports; stop the call when a limit is passed."""
         tapes = {out: Tape(self.limits.output), err: Tape(self.limits.output)}
@@ -299,21 +302,18 @@ class Sandbox:
             elif any(tape.total > FLOOD * self.limits.output for tape in tapes.values()):
                 why = "output"
             elif now - measured >= WATCH_SECONDS:
-                why = "disk" if self._overfull(folder) else None
+                why = "disk" if overfull() else None
                 measured = time.monotonic()
             if why is not None:
                 deadline = now + 5.0
                 with contextlib.suppress(OSError):
                     control.send(b"k")
 
-    def _overfull(self, folder: Path) -> str:
-        """Why the work folder is over its limits, in words; "" when it isn't."""
-        extent = folders.extent(folder, self.limits.entries)
-        if not extent.whole:
-            return f"more than {self.limits.entries} files and folders, or {folders.DEEPEST} levels"
-        if extent.bytes > self.limits.disk:
-            return f"{extent.bytes:,} bytes, and {self.limits.disk:,} are allowed"
-        return ""
+    def _overfull(self, folder: Path, start: folders.Extent) -> bool:
+        """Whether the folder is over its limits and larger than when the call began: what is too large
+        already may shrink, or nobody could ever remove anything."""
+        now = folders.extent(folder, max(self.limits.entries, start.entries))
+        return not now.whole or now.bytes > max(self.limits.disk, start.bytes)
 
 
 def _read(descriptor: int, tape: Tape) -> bool:

@@ -89,8 +89,8 @@ class Call:
 @dataclass(frozen=True)
 class Result:
     """What a call gave: `text` for the model. `valid`: the call itself was well formed (known tool, arguments
-    that fit). `told`: what the user is told, who speaks next, where a tool has ended the turn. `asked`: seconds
-    that the user took to confirm the call, which are no tool's."""
+    that fit). `told`: what the user is told, who speaks next, where a tool has ended the turn. `asked`:
+    seconds that the user took to confirm the call, which are no tool's."""
 
     ok: bool
     text: str

@@ -94,8 +94,28 @@ def test_too_much_disk_is_taken_back(tmp_path):
         outcome = kept.run("for n in range(64): open(f'm{n}', 'wb').write(bytes(1 << 20))")
         assert outcome.why_stopped == "disk" and os.listdir(tmp_path) == ["given.txt"]
         assert kept.run("print(1)").ok
-        (tmp_path / "large").write_bytes(bytes(5 << 20))
+
+
+def test_what_is_too_large_may_shrink_but_not_grow(tmp_path):
+    """A folder that a program or its owner has filled isn't locked: what is in it can be removed."""
+    with Sandbox(tmp_path, Limits(disk=4 << 20, entries=40)) as kept:
+        grow = "for name in ('a', 'b'): open(name, 'ab').write(bytes({} << 20))"
+        assert kept.run("import os; os.mkdir('deep'); " + grow.format(1).replace("for", "\nfor")).ok
+        assert kept.run(grow.format(2)).why_stopped == "disk"
+        assert (tmp_path / "a").stat().st_size > 1 << 20, "what was there is not taken away"
+        assert kept.run("print(1)").ok
+        assert kept.run("open('more', 'wb').write(bytes(2 << 20))").why_stopped == "disk"
+        assert sorted(os.listdir(tmp_path)) == ["a", "b", "deep"]
+        assert kept.run("import os; os.remove('a'); open('more', 'wb').write(bytes(1 << 19))").ok
+        many = "import os\nfor n in range(90): open(f'deep/{n}', 'w')"
+        assert kept.run(many).why_stopped == "disk" and os.listdir(tmp_path / "deep") == []
+        deep = "import os\nos.chdir('deep')\nfor n in range(35): os.mkdir('d'); os.chdir('d')"
+        assert kept.run(deep).why_stopped == "disk" and os.listdir(tmp_path / "deep") == []
+        assert kept.run("import os; os.mkdir('deep/one'); print(1)").ok
+        for n in range(170):  # more than a call's additions could be told from
+            (tmp_path / f"mine-{n}").touch()
         assert kept.run("print(1)").why_stopped == "disk"
+    assert len(os.listdir(tmp_path)) == 173
 
 
 @pytest.mark.parametrize("place", [Path.home(), Path("/"), Path(__file__).parents[2]])

@@ -4,7 +4,7 @@ Inside there are only files and folders (no links, no pipes: seccomp refuses the
 deep and as oddly named as the code liked. Nothing here follows a link or recurses.
 """
 
-# ruff: noqa: PTH104, PTH106, PTH208
+# ruff: noqa: PTH104, PTH106
 
 from __future__ import annotations
 
@@ -66,13 +66,35 @@ def files(folder: Path, most: int) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def names(folder: Path) -> set[str]:
-    """The names directly in `folder`."""
-    return set(os.listdir(folder))
+def paths(folder: Path) -> set[str]:
+    """The paths inside `folder` of all that is in it. For a folder whose extent is known."""
+    found, todo = set[str](), [str(folder)]
+    while todo:
+        with contextlib.suppress(OSError), os.scandir(todo.pop()) as entries:
+            for entry in entries:
+                found.add(os.path.relpath(entry.path, folder))
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(entry.path)
+    return found
+
+
+def restore(folder: Path, keep: set[str]) -> None:
+    """Remove what isn't among the paths `keep`, and what is in it; files that are, stay as they are now."""
+    moved, todo = 0, [str(folder)]
+    while todo:
+        for entry in list(os.scandir(todo.pop())):
+            if entry.is_dir(follow_symlinks=False):
+                _allow(entry.path)
+            if os.path.relpath(entry.path, folder) not in keep:
+                moved += 1
+                os.rename(entry.path, folder / f".new-{os.getpid()}-{moved}")
+            elif entry.is_dir(follow_symlinks=False):
+                todo.append(entry.path)
+    clear(folder, keep)
 
 
 def clear(folder: Path, keep: set[str] | None = None) -> None:
-    """Empty `folder`, except for the names in `keep`, however deep it is.
+    """Empty `folder`, except for the names directly in it that are in `keep`, however deep it is.
 
     Each folder is moved up to the top before it is emptied, so that no path gets long.
     """
@@ -86,15 +108,21 @@ def clear(folder: Path, keep: set[str] | None = None) -> None:
             if not entry.is_dir(follow_symlinks=False):
                 os.unlink(entry.path)
                 continue
-            with contextlib.suppress(OSError):
-                os.chmod(entry.path, stat.S_IRWXU, follow_symlinks=True)
+            _allow(entry.path)
             for inner in list(os.scandir(entry.path)):
                 if inner.is_dir(follow_symlinks=False):
+                    _allow(inner.path)
                     moved += 1
                     os.rename(inner.path, folder / f".emptied-{os.getpid()}-{moved}")
                 else:
                     os.unlink(inner.path)
             os.rmdir(entry.path)
+
+
+def _allow(path: str) -> None:
+    """Let its owner read and empty a folder whose content forbade it."""
+    with contextlib.suppress(OSError):
+        os.chmod(path, stat.S_IRWXU, follow_symlinks=True)
 
 
 def remove(folder: Path) -> None:
