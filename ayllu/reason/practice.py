@@ -87,7 +87,7 @@ LADDER: tuple[Task, ...] = (
 )
 # Everything that can be practised, and everything that can be examined, by name.
 TASKS: dict[str, Task] = {task.family: task for task in (*BASIC, *LADDER)}
-_NEW_TEMPLATES = (NewTemplates(task) for task in LADDER if getattr(task, "templates", False))
+_NEW_TEMPLATES = (NewTemplates(task) for task in TASKS.values() if getattr(task, "templates", False))
 EXAMS: dict[str, Task] = TASKS | {task.family: task for task in _NEW_TEMPLATES}
 
 # Families whose turns need the calculator, and families whose problems say themselves which tools are on

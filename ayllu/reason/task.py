@@ -2,13 +2,15 @@
 
 Splits are by construction: a problem's canonical key (the same for 3+5 and 5+3) is hashed, and the
 hash decides for ever whether the problem may be generated for training, development or test. Families whose
-problems come from templates hold some templates out as well: those make up a fourth split, `templates`,
-and `NewTemplates` turns it into a family of its own that can be examined and never practised.
+problems come from templates or are asked in several wordings hold some of these out as well: those make up
+a fourth split, `templates`, and `NewTemplates` turns it into a family of its own that can be examined and
+never practised.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -67,6 +69,18 @@ def split_of(key: str) -> str:
     """The split that owns a canonical key: 10 % test, 5 % dev, the rest train."""
     bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") % 100
     return "test" if bucket < 10 else "dev" if bucket < 15 else "train"
+
+
+def owns(split: str, key: str) -> bool:
+    """Whether a problem of this key may be generated for the split. Where `templates` are new wordings, their
+    numbers are those of `test`."""
+    return split_of(key) == ("test" if split == TEMPLATES else split)
+
+
+def wording(rng: Generator, forms: Sequence[str], split: str) -> str:
+    """One of the wordings of a question. Those that begin with `~` are for `templates`, and only for it."""
+    kept = [form.removeprefix("~") for form in forms if form.startswith("~") == (split == TEMPLATES)]
+    return kept[rng.integers(len(kept))]
 
 
 def held_out(name: str, share: float) -> bool:

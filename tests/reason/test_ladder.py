@@ -24,7 +24,18 @@ from ayllu.reason.practice import (
     toolbox_of,
 )
 from ayllu.reason.task import SPLITS, TEMPLATES, conversation
-from ayllu.reason.tasks import dates, gsm8k, knights, paths, programs, stories, tables, tool_choice, zebra
+from ayllu.reason.tasks import (
+    dates,
+    expressions,
+    gsm8k,
+    knights,
+    paths,
+    programs,
+    stories,
+    tables,
+    tool_choice,
+    zebra,
+)
 from ayllu.reason.transcript import Chat, Kind
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.tools.calculator import CALCULATOR
@@ -66,12 +77,37 @@ def test_splits_never_meet(task):
     splits = (*SPLITS, TEMPLATES) if getattr(task, "templates", False) else SPLITS
     drawn = {split: problems(task, split, n) for split in splits}
     for one, other in itertools.combinations(splits, 2):
-        assert {p.key for p in drawn[one]}.isdisjoint(p.key for p in drawn[other])
+        if (one, other) != ("test", TEMPLATES):  # these two may share numbers, in other words
+            assert {p.key for p in drawn[one]}.isdisjoint(p.key for p in drawn[other])
 
     def asked(p):  # for the choice of a tool, what is on offer is part of the question
         return p.prompt, tuple(sorted(p.tools)) if task.family == "tool_choice" else ()
 
-    assert set(map(asked, drawn["train"])).isdisjoint(map(asked, drawn["test"]))
+    for one, other in itertools.combinations(splits, 2):
+        if "dev" not in (one, other):
+            assert set(map(asked, drawn[one])).isdisjoint(map(asked, drawn[other]))
+
+
+def test_new_wordings_are_asked_in_every_language_and_nowhere_else():
+    for name in ("long_arithmetic", "expressions", "countdown4", "number_theory", "lists", "bases", "paths"):
+
+        def words(split, name=name):
+            drawn = problems(TASKS[name], split, SLOW.get(name, 200))
+            return {re.sub(r"[\d\W]+", " ", p.prompt) for p in drawn}
+
+        new = words(TEMPLATES)
+        assert any(re.search("[\u0c00-\u0c7f]", text) for text in new), name
+        assert new.isdisjoint(words("train")), name
+        assert "~" not in "".join(p.prompt for p in problems(TASKS[name], TEMPLATES, 30))
+    assert {f"{task.family}_templates" for task in GENERATED} <= set(EXAMS)
+
+
+def test_a_remainder_belongs_to_one_split_whichever_family_asks():
+    for p in problems(TASKS["number_theory"], "train", 300):
+        if p.data["kind"] == "remainder":
+            x, y = p.data["x"], p.data["y"]
+            asked = expressions.Node(x % y, "%", expressions.Node(x), expressions.Node(y))
+            assert asked.key() == p.key
 
 
 @families

@@ -11,7 +11,7 @@ import re
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.transcript import Kind
 
 PROMPTS = (
@@ -22,6 +22,9 @@ PROMPTS = (
     "Was ist {x} {op} {y}?",
     "Berechne {x} {op} {y}.",
     "{x} {op} {y} ఎంత?",
+    "~How much is {x} {op} {y}?",
+    "~Rechne {x} {op} {y} aus.",
+    "~{x} {op} {y} విలువ చెప్పండి.",
 )
 
 
@@ -82,11 +85,17 @@ def canonical_key(x: int, op: str, y: int) -> str:
     return f"{low} {op} {high}"
 
 
+def remainder_key(x: int, y: int) -> str:
+    """The key of what remains of x divided by y, whichever family asks."""
+    return f"remainder {x} {y}"
+
+
 class Arithmetic:
     """Level 1: + and - to 2 digits, products 1x1 to 2x1. Level 2: + and - to 3 digits, products to 2x2."""
 
     family = "arithmetic"
     levels = 2
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Operand lengths are uniform, so that short numbers are not rare."""
@@ -98,9 +107,9 @@ class Arithmetic:
                 lengths[int(rng.integers(2))] = 1
             x, y = (int(rng.integers(10 ** (n - 1) if n > 1 else 0, 10**n)) for n in lengths)
             key = canonical_key(x, op, y)
-            if split_of(key) == split:
+            if owns(split, key):
                 break
-        prompt = PROMPTS[rng.integers(len(PROMPTS))].format(x=x, op=op, y=y)
+        prompt = wording(rng, PROMPTS, split).format(x=x, op=op, y=y)
         value = x + y if op == "+" else x - y if op == "-" else x * y
         # The tool is on offer half of the time: small numbers are for the head either way.
         tools = ("calculator",) if rng.integers(2) else ()

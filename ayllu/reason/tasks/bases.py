@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.tasks.number_theory import division
 from ayllu.reason.transcript import Kind
 
@@ -22,6 +22,9 @@ PROMPTS = (
     "Schreibe {number} (Basis {source}) zur Basis {target}.",
     "Rechne {number} von Basis {source} in Basis {target} um.",
     "ఆధారం {source} లోని {number} ను ఆధారం {target} లో రాయండి.",
+    "~Which digits in base {target} are {number} in base {source}?",
+    "~Wie lautet {number} (Basis {source}) in Basis {target}?",
+    "~ఆధారం {source} సంఖ్య {number} ను ఆధారం {target} కు మార్చండి.",
 )
 
 
@@ -62,6 +65,7 @@ class Bases:
 
     family = "bases"
     levels = 3
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A number and two bases; the split goes by the number and both bases."""
@@ -72,10 +76,10 @@ class Bases:
             second = bases[rng.integers(len(bases))] if level == 3 and rng.random() < 0.3 else 10
             source, target = (other, second) if rng.integers(2) else (second, other)
             key = f"base {n} {source} {target}"
-            if source != target and split_of(key) == split:
+            if source != target and owns(split, key):
                 break
         data = {"number": written(n, source), "source": source, "target": target, "value": n}
-        prompt = PROMPTS[rng.integers(len(PROMPTS))].format(**data)
+        prompt = wording(rng, PROMPTS, split).format(**data)
         return Problem(self.family, level, key, prompt, written(n, target), data)
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:

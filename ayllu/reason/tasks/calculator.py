@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import PROMPTS, canonical_key, verify_number
 from ayllu.reason.transcript import Kind, call_text
 
@@ -18,6 +18,9 @@ ASKED = (
     "Nimm den Taschenrechner: {x} {op} {y}",
     "Was ist {x} {op} {y}? Nimm den Taschenrechner.",
     "కాలిక్యులేటర్ వాడండి: {x} {op} {y}",
+    "~Let the calculator work out {x} {op} {y}.",
+    "~Lass den Taschenrechner {x} {op} {y} rechnen.",
+    "~{x} {op} {y}: కాలిక్యులేటర్‌తో లెక్కించండి.",
 )
 _LONGEST = 6
 
@@ -27,6 +30,7 @@ class Calculator:
 
     family = "calculator"
     levels = 3
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Operand lengths uniform from 1 to the level's longest."""
@@ -38,12 +42,12 @@ class Calculator:
                 for n in rng.integers(1, longest + 1, 2).tolist()
             )
             key = canonical_key(x, op, y)
-            if split_of(key) == split:
+            if owns(split, key):
                 break
         # Beyond three digits the question need not say that the calculator is wanted.
         long = max(x, y) > 999
         prompts = PROMPTS if long and rng.integers(2) else ASKED
-        prompt = prompts[rng.integers(len(prompts))].format(x=x, op=op, y=y)
+        prompt = wording(rng, prompts, split).format(x=x, op=op, y=y)
         value = x + y if op == "+" else x - y if op == "-" else x * y
         return Problem(
             self.family, level, key, prompt, str(value), {"x": x, "op": op, "y": y}, ("calculator",)

@@ -23,7 +23,7 @@ from fractions import Fraction
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.transcript import Kind
 
 LOW, HIGH = 1, 99  # numbers
@@ -36,6 +36,9 @@ PROMPTS = (
     "Make {target} from {numbers}.",
     "Bilde {target} aus {numbers}.",
     "{numbers} తో {target} చేయండి.",
+    "~How do you get {target} from {numbers}?",
+    "~Wie kommt man mit {numbers} auf {target}?",
+    "~{numbers} ఉపయోగించి {target} సాధించండి.",
 )
 
 
@@ -132,6 +135,7 @@ class Countdown:
 
     family = "countdown3"
     levels = 3
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Uniform numbers, then one of the targets that they reach. The split goes by the numbers
@@ -139,7 +143,7 @@ class Countdown:
         while True:
             numbers = tuple(rng.integers(LOW, HIGH + 1, 3).tolist())
             key = "countdown " + " ".join(map(str, sorted(numbers)))
-            if split_of(key) != split:
+            if not owns(split, key):
                 continue
             targets = sorted(reachable(numbers))
             if level < 3:
@@ -147,9 +151,7 @@ class Countdown:
             if not targets:
                 continue
             target = targets[int(rng.integers(len(targets)))]
-            prompt = PROMPTS[rng.integers(len(PROMPTS))].format(
-                numbers=", ".join(map(str, numbers)), target=target
-            )
+            prompt = wording(rng, PROMPTS, split).format(numbers=", ".join(map(str, numbers)), target=target)
             data = {"numbers": list(numbers), "target": target}
             tools = ("calculator",) if rng.integers(2) else ()
             return Problem(self.family, level, f"{key} {target}", prompt, str(target), data, tools)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.tasks.countdown import HIGH, LOW, PROMPTS, TARGETS, check, sums
 from ayllu.reason.transcript import Kind
 
@@ -122,13 +122,14 @@ class Countdown4:
 
     family = "countdown4"
     levels = 3
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Uniform numbers, then one of their targets. The split goes by the numbers alone."""
         while True:
             numbers = tuple(rng.integers(LOW, HIGH + 1, 4).tolist())
             key = "countdown " + " ".join(map(str, sorted(numbers)))
-            if split_of(key) != split:
+            if not owns(split, key):
                 continue
             targets = sorted(reached(numbers))
             if level < 3:
@@ -137,9 +138,7 @@ class Countdown4:
             if targets:
                 break
         target = targets[int(rng.integers(len(targets)))]
-        prompt = PROMPTS[rng.integers(len(PROMPTS))].format(
-            numbers=", ".join(map(str, numbers)), target=target
-        )
+        prompt = wording(rng, PROMPTS, split).format(numbers=", ".join(map(str, numbers)), target=target)
         data = {"numbers": list(numbers), "target": target}
         tools = ("calculator",) if rng.integers(2) else ()
         return Problem(self.family, level, f"{key} {target}", prompt, str(target), data, tools)

@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import verify_number
 from ayllu.reason.tasks.number_theory import division
 from ayllu.reason.transcript import Kind
@@ -91,6 +91,7 @@ class Dates:
 
     family = "dates"
     levels = 3
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A kind of question, a date of this century, a language. The split goes by the numbers, not by the
@@ -103,13 +104,12 @@ class Dates:
             key = f"{kind} {today} {n}" if kind == "after" else f"date {kind} {start.isoformat()} {n}"
             if kind == "weekday":
                 key = f"date weekday {start.isoformat()}"
-            if split_of(key) == split:
+            if owns(split, key):
                 break
         language = LANGUAGES[rng.integers(3)]
         data = {"kind": kind, "start": start.isoformat(), "n": n, "today": today, "language": language}
         words, end = phrases(language), start + datetime.timedelta(n)
-        asked = words[kind]
-        prompt = asked[rng.integers(len(asked))].format(
+        prompt = wording(rng, words[kind], split).format(
             weekday=words["days"][today], n=n, d=written(start, language), e=written(end, language)
         )
         return Problem(self.family, level, key, prompt, solve(data), data)

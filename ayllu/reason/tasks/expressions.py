@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
-from ayllu.reason.tasks.arithmetic import canonical_key, verify_number
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.tasks.arithmetic import canonical_key, remainder_key, verify_number
 from ayllu.reason.transcript import Kind, call_text
 
 ASKED = (
@@ -28,6 +28,9 @@ ASKED = (
     "Wie viel ist {e}?",
     "{e} ఎంత?",
     "{e} విలువ కనుగొనండి.",
+    "~Evaluate {e}.",
+    "~Was ergibt {e}?",
+    "~{e} ను లెక్కించండి.",
 )
 REMAINDERS = (
     "What is the remainder of {x} divided by {y}?",
@@ -35,6 +38,9 @@ REMAINDERS = (
     "Welcher Rest bleibt bei {x} geteilt durch {y}?",
     "{x} geteilt durch {y}: Was ist der Rest?",
     "{x} ని {y} తో భాగిస్తే శేషం ఎంత?",
+    "~What is left over when {x} is divided by {y}?",
+    "~{x} durch {y}: Wie groß ist der Rest?",
+    "~{x} ను {y} చేత భాగించినప్పుడు మిగిలేది ఎంత?",
 )
 SIGNS: tuple[dict[str, str], ...] = ({}, {"*": "×"}, {"*": "×", "/": "÷"}, {"*": "·", "/": "÷", "-": "−"})
 LEAST, MOST = (2, 999), 9  # a leaf's range; leaves of a tree
@@ -76,11 +82,13 @@ class Node:
 
     def key(self) -> str:
         """The same for a sum or a product and its mirror image. A single operation on positive numbers
-        has arithmetic's key, so that both families agree about who owns it."""
+        has arithmetic's key, so that all families agree about who owns it."""
         if self.left is None or self.right is None:
             return str(self.value)
         if self.depth() == 1 and self.op in "+-*" and min(self.left.value, self.right.value) >= 0:
             return canonical_key(self.left.value, self.op, self.right.value)
+        if self.depth() == 1 and self.op == "%":
+            return remainder_key(self.left.value, self.right.value)
         names = [self.left.key(), self.right.key()]
         return "(" + f" {self.op} ".join(sorted(names) if self.op in "+*" else names) + ")"
 
@@ -116,21 +124,22 @@ class Expressions:
 
     family = "expressions"
     levels = 4
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """One expression; at level 1 remainders are also asked for in words."""
         while True:
             tree = grow(rng, level)
-            if split_of(tree.key()) == split and len(tree.text()) <= 60:
+            if owns(split, tree.key()) and len(tree.text()) <= 60:
                 break
         if tree.op == "%" and level == 1 and rng.integers(2):
             assert tree.left and tree.right
-            prompt = REMAINDERS[rng.integers(len(REMAINDERS))].format(x=tree.left.value, y=tree.right.value)
+            prompt = wording(rng, REMAINDERS, split).format(x=tree.left.value, y=tree.right.value)
         else:
             written = tree.text(" " if rng.integers(2) else "")
             for sign, shown in SIGNS[rng.integers(len(SIGNS))].items():
                 written = written.replace(sign, shown)
-            prompt = ASKED[rng.integers(len(ASKED))].format(e=written)
+            prompt = wording(rng, ASKED, split).format(e=written)
         data = {"expression": tree.text()}
         return Problem(self.family, level, tree.key(), prompt, str(tree.value), data, ("calculator",))
 

@@ -13,16 +13,25 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.transcript import Kind
 
 NAMES = ("Ada", "Ben", "Carl", "Dora", "Emil", "Fay", "Gita", "Hari", "Ida", "Jon", "Kavi", "Lena")
 LANGUAGES = ("en", "de", "te")
 KINDS = {"en": ("knave", "knight"), "de": ("Lügner", "Ritter"), "te": ("అబద్ధాలకోరు", "సత్యవాది")}
 INTRODUCTION = {
-    "en": "Knights tell the truth, knaves lie. {said} Who is what?",
-    "de": "Ritter sagen die Wahrheit, Lügner lügen. {said} Wer ist was?",
-    "te": "సత్యవాది నిజం చెబుతాడు, అబద్ధాలకోరు అబద్ధం చెబుతాడు. {said} ఎవరు ఏమిటి?",
+    "en": (
+        "Knights tell the truth, knaves lie. {said} Who is what?",
+        "~A knave always lies and a knight never does. {said} Say who is a knight and who is a knave.",
+    ),
+    "de": (
+        "Ritter sagen die Wahrheit, Lügner lügen. {said} Wer ist was?",
+        "~Ein Lügner lügt immer, ein Ritter nie. {said} Sage, wer Ritter und wer Lügner ist.",
+    ),
+    "te": (
+        "సత్యవాది నిజం చెబుతాడు, అబద్ధాలకోరు అబద్ధం చెబుతాడు. {said} ఎవరు ఏమిటి?",
+        "~అబద్ధాలకోరు ఎప్పుడూ అబద్ధం చెబుతాడు, సత్యవాది ఎప్పుడూ చెప్పడు. {said} ఎవరు సత్యవాది, ఎవరు అబద్ధాలకోరు?",
+    ),
 }
 SAYS = {"en": '{who}: "{what}"', "de": "{who}: „{what}“", "te": '{who}: "{what}"'}
 # A statement is (kind, i, j): about person i, or about i and j.
@@ -88,6 +97,7 @@ class Knights:
 
     family = "knights"
     levels = 3
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Random statements until exactly one assignment fits. The split goes by the statements."""
@@ -100,7 +110,7 @@ class Knights:
             names = [NAMES[i] for i in sorted(rng.choice(len(NAMES), people, replace=False).tolist())]
             if people == 2:
                 key += " " + " ".join(names)
-            if len(found) == 1 and split_of(key) == split:
+            if len(found) == 1 and owns(split, key):
                 break
         language = LANGUAGES[rng.integers(3)]
         said = " ".join(
@@ -110,7 +120,7 @@ class Knights:
             for who, (kind, i, j) in enumerate(statements)
         )
         data = {"names": names, "language": language, "statements": [list(s) for s in statements]}
-        prompt = INTRODUCTION[language].format(said=said)
+        prompt = wording(rng, INTRODUCTION[language], split).format(said=said)
         return Problem(self.family, level, key, prompt, _answer(data, found[0]), data)
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:

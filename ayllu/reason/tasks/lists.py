@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import verify_number
 from ayllu.reason.transcript import Kind
 
@@ -25,42 +25,63 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "Put in order, smallest first: {items}",
         "Sortiere diese Zahlen: {items}",
         "ఈ సంఖ్యలను చిన్న నుండి పెద్దకు అమర్చండి: {items}",
+        "~From small to large: {items}",
+        "~Ordne diese Zahlen, die kleinste zuerst: {items}",
+        "~ఈ సంఖ్యలను క్రమంలో రాయండి: {items}",
     ),
     "words": (
         "Sort these words: {items}",
         "Put in alphabetical order: {items}",
         "Sortiere diese Wörter: {items}",
         "ఈ పదాలను అక్షర క్రమంలో అమర్చండి: {items}",
+        "~Arrange these words as in a dictionary: {items}",
+        "~Bringe diese Wörter in die Reihenfolge des Alphabets: {items}",
+        "~నిఘంటువులో ఉన్నట్టు ఈ పదాలను అమర్చండి: {items}",
     ),
     "count": (
         "How often does {wanted} occur in {items}?",
         "Count {wanted} in this list: {items}",
         "Wie oft kommt {wanted} in {items} vor?",
         "{items}: ఈ జాబితాలో {wanted} ఎన్ని సార్లు ఉంది?",
+        "~{items}: how many times do you see {wanted}?",
+        "~Zähle, wie oft {wanted} hier steht: {items}",
+        "~{items} లో {wanted} ను లెక్కించండి.",
     ),
     "largest": (
         "Which of these numbers is the largest: {items}?",
         "What is the maximum of {items}?",
         "Welche dieser Zahlen ist die größte: {items}?",
         "{items}: వీటిలో అతి పెద్ద సంఖ్య ఏది?",
+        "~Name the greatest of {items}.",
+        "~Nenne die größte von {items}.",
+        "~{items} లో గరిష్ఠ సంఖ్య చెప్పండి.",
     ),
     "letters": (
         "How many times does the letter {wanted} occur in {word}?",
         "How many {wanted}'s are in {word}?",
         "Wie oft kommt der Buchstabe {wanted} in {word} vor?",
         "{word} పదంలో {wanted} అక్షరం ఎన్ని సార్లు ఉంది?",
+        "~Count the letter {wanted} in {word}.",
+        "~Zähle den Buchstaben {wanted} in {word}.",
+        "~{word} లో {wanted} అక్షరాన్ని లెక్కించండి.",
     ),
     "length": (
         "How many letters has {word}?",
         "How long is the word {word}?",
         "Wie viele Buchstaben hat {word}?",
         "{word} పదంలో ఎన్ని అక్షరాలు ఉన్నాయి?",
+        "~Count the letters of {word}.",
+        "~Zähle die Buchstaben von {word}.",
+        "~{word} అక్షరాలను లెక్కించండి.",
     ),
     "backwards": (
         "Spell {word} backwards.",
         "Write {word} from back to front.",
         "Schreibe {word} rückwärts.",
         "{word} పదాన్ని వెనుక నుండి రాయండి.",
+        "~What is {word} read from right to left?",
+        "~Wie liest sich {word} von rechts nach links?",
+        "~{word} ను కుడి నుండి ఎడమకు రాయండి.",
     ),
 }
 LENGTHS = ((3, 4), (4, 6), (5, 8))  # items of a list, by level
@@ -112,6 +133,7 @@ class Lists:
 
     family = "lists"
     levels = 3
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """One of the seven kinds; the split goes by the list without its order, or by the word."""
@@ -122,10 +144,10 @@ class Lists:
                 key = f"{kind} {data['word']} {data.get('wanted', '')}"
             else:
                 key = f"{kind} {' '.join(map(str, sorted(data['items'])))} {data.get('wanted', '')}"
-            if split_of(key) == split:
+            if owns(split, key):
                 break
         shown = data | {"items": ", ".join(map(str, data.get("items", ())))}
-        prompt = PROMPTS[kind][rng.integers(len(PROMPTS[kind]))].format(**shown)
+        prompt = wording(rng, PROMPTS[kind], split).format(**shown)
         return Problem(self.family, level, key, prompt, solve(data), data)
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:

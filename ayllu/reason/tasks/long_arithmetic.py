@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import (
     PROMPTS,
     add_lines,
@@ -68,6 +68,7 @@ class LongArithmetic:
 
     family = "long_arithmetic"
     levels = 4
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Operand lengths are uniform, so that short numbers are not rare."""
@@ -78,9 +79,9 @@ class LongArithmetic:
             if op == "*" and rng.integers(2):
                 x, y = y, x
             key = canonical_key(x, op, y)
-            if split_of(key) == split:
+            if owns(split, key):
                 break
-        prompt = PROMPTS[rng.integers(len(PROMPTS))].format(x=x, op=op, y=y)
+        prompt = wording(rng, PROMPTS, split).format(x=x, op=op, y=y)
         value = x + y if op == "+" else x - y if op == "-" else x * y
         tools = ("calculator",) if rng.integers(2) else ()
         return Problem(self.family, level, key, prompt, str(value), {"x": x, "op": op, "y": y}, tools)

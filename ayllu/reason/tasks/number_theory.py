@@ -12,8 +12,8 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
-from ayllu.reason.tasks.arithmetic import verify_number
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.tasks.arithmetic import remainder_key, verify_number
 from ayllu.reason.transcript import Kind
 
 LARGEST = (60, 200, 999)  # of the numbers, by level
@@ -25,6 +25,9 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "Was ist der größte gemeinsame Teiler von {x} und {y}?",
         "ggT({x}, {y}) = ?",
         "{x}, {y} ల గరిష్ఠ సామాన్య భాజకం ఎంత?",
+        "~Find the greatest common divisor: {x}, {y}",
+        "~Bestimme den größten gemeinsamen Teiler: {x}, {y}",
+        "~గరిష్ఠ సామాన్య భాజకం కనుగొనండి: {x}, {y}",
     ),
     "lcm": (
         "What is the least common multiple of {x} and {y}?",
@@ -32,24 +35,36 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "Was ist das kleinste gemeinsame Vielfache von {x} und {y}?",
         "kgV({x}, {y}) = ?",
         "{x}, {y} ల కనిష్ఠ సామాన్య గుణిజం ఎంత?",
+        "~Find the least common multiple: {x}, {y}",
+        "~Bestimme das kleinste gemeinsame Vielfache: {x}, {y}",
+        "~కనిష్ఠ సామాన్య గుణిజం కనుగొనండి: {x}, {y}",
     ),
     "prime": (
         "What is the smallest prime factor of {x}?",
         "Which is the smallest prime that divides {x}?",
         "Was ist der kleinste Primfaktor von {x}?",
         "{x} యొక్క అతి చిన్న ప్రధాన భాజకం ఏది?",
+        "~Find the smallest prime factor: {x}",
+        "~Welche ist die kleinste Primzahl, die {x} teilt?",
+        "~{x} ను భాగించే అతి చిన్న ప్రధాన సంఖ్య ఏది?",
     ),
     "remainder": (
         "What is the remainder of {x} divided by {y}?",
         "{x} mod {y} = ?",
         "Welcher Rest bleibt bei {x} geteilt durch {y}?",
         "{x} ని {y} తో భాగిస్తే శేషం ఎంత?",
+        "~{x} divided by {y} leaves what remainder?",
+        "~Was bleibt übrig, wenn man {x} durch {y} teilt?",
+        "~{x} ను {y} చేత భాగించినప్పుడు శేషం చెప్పండి.",
     ),
     "multiples": (
         "How many of the numbers from 1 to {x} are divisible by {y}?",
         "How many multiples of {y} are there from 1 to {x}?",
         "Wie viele der Zahlen von 1 bis {x} sind durch {y} teilbar?",
         "1 నుండి {x} వరకు {y} తో భాగించబడే సంఖ్యలు ఎన్ని?",
+        "~Up to {x}, how many numbers does {y} divide?",
+        "~Wie viele Vielfache von {y} gibt es bis {x}?",
+        "~{x} వరకు {y} గుణిజాలు ఎన్ని ఉన్నాయి?",
     ),
     "power": (
         "What is {x}^{y} mod {m}?",
@@ -57,6 +72,9 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "What is the remainder of {x}^{y} divided by {m}?",
         "Welchen Rest hat {x}^{y} geteilt durch {m}?",
         "{x}^{y} ని {m} తో భాగిస్తే శేషం ఎంత?",
+        "~Divide {x}^{y} by {m}: what remains?",
+        "~Teile {x}^{y} durch {m}: Was bleibt?",
+        "~{x}^{y} ను {m} చేత భాగించినప్పుడు మిగిలేది ఎంత?",
     ),
 }
 
@@ -117,6 +135,7 @@ class NumberTheory:
 
     family = "number_theory"
     levels = 3
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """One kind of question, all equally often; gcd and lcm get a common factor half of the time."""
@@ -128,10 +147,11 @@ class NumberTheory:
             x, y = data["x"], data.get("y", 0)
             names = sorted((x, y)) if kind in ("gcd", "lcm") else [x, y]
             key = f"{kind} {names[0]} {names[1]} {data.get('m', 0)}"
-            if split_of(key) == split:
+            if kind == "remainder":
+                key = remainder_key(x, y)
+            if owns(split, key):
                 break
-        prompts = PROMPTS[kind]
-        prompt = prompts[rng.integers(len(prompts))].format(**data)
+        prompt = wording(rng, PROMPTS[kind], split).format(**data)
         return Problem(self.family, level, key, prompt, str(_solve(data)), data)
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.transcript import Kind
 
 NODES = ((4, 4), (5, 5), (6, 7))  # least and most, by level
@@ -21,6 +21,9 @@ PROMPTS = (
     "These roads go both ways: {roads}. Find the shortest path from {start} to {goal}.",
     "Straßen: {roads}. Was ist der kürzeste Weg von {start} nach {goal}?",
     "దారులు: {roads}. {start} నుండి {goal} కు అతి దగ్గరి దారి ఏది?",
+    "~How do you get from {start} to {goal} the fastest on the roads {roads}?",
+    "~Wie kommt man am schnellsten von {start} nach {goal}? Straßen: {roads}.",
+    "~{start} నుండి {goal} కు చేరడానికి చిన్న మార్గం కనుగొనండి. దారులు: {roads}.",
 )
 Roads = dict[str, dict[str, int]]
 
@@ -61,6 +64,7 @@ class Paths:
 
     family = "paths"
     levels = 3
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A random tree that joins all places, and about half as many roads again. The split goes by the
@@ -78,11 +82,11 @@ class Paths:
             start, goal = places[i], places[j]
             key = "roads " + " ".join(f"{a}{b}{n}" for a, b, n in edges)
             key += f" {min(start, goal)} {max(start, goal)}"
-            if goal not in roads_of(edges)[start] and split_of(key) == split:
+            if goal not in roads_of(edges)[start] and owns(split, key):
                 break
         shown = [edges[k] for k in rng.permutation(len(edges))]
         written = ", ".join(f"{a}-{b} {n}" if rng.integers(2) else f"{b}-{a} {n}" for a, b, n in shown)
-        prompt = PROMPTS[rng.integers(len(PROMPTS))].format(roads=written, start=start, goal=goal)
+        prompt = wording(rng, PROMPTS, split).format(roads=written, start=start, goal=goal)
         _, path, length = dijkstra(roads_of(edges), start, goal)
         data = {"edges": edges, "start": start, "goal": goal, "length": length}
         return Problem(self.family, level, key, prompt, f"{'-'.join(path)} = {length}", data)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import verify_number
 from ayllu.reason.transcript import Kind, call_text
 
@@ -88,6 +88,9 @@ KINDS = (
             "Add up all multiples of {y} up to {x}.",
             "Was ist die Summe aller durch {y} teilbaren Zahlen von 1 bis {x}?",
             "1 నుండి {x} వరకు {y} తో భాగించబడే సంఖ్యల మొత్తం ఎంత?",
+            "~Which number is the total of the multiples of {y} from 1 to {x}?",
+            "~Addiere alle Vielfachen von {y} bis {x}.",
+            "~{x} వరకు {y} గుణిజాలను కూడండి.",
         ),
         "print(sum(n for n in range(1, {x} + 1) if n % {y} == 0))",
         _multiples_sum,
@@ -101,6 +104,9 @@ KINDS = (
             "Add up all square numbers from 1^2 to {x}^2.",
             "Was ist die Summe der Quadrate der Zahlen von 1 bis {x}?",
             "1 నుండి {x} వరకు సంఖ్యల వర్గాల మొత్తం ఎంత?",
+            "~Find 1^2 + 2^2 + ... + {x}^2.",
+            "~Addiere die Quadratzahlen von 1^2 bis {x}^2.",
+            "~1^2 నుండి {x}^2 వరకు వర్గ సంఖ్యలను కూడండి.",
         ),
         "print(sum(n * n for n in range(1, {x} + 1)))",
         lambda x: x * (x + 1) * (2 * x + 1) // 6,
@@ -114,6 +120,9 @@ KINDS = (
             "Add up the digits of the number {x}^{y}.",
             "Was ist die Quersumme von {x}^{y}?",
             "{x}^{y} యొక్క అంకెల మొత్తం ఎంత?",
+            "~{x}^{y}: what do its digits add up to?",
+            "~Addiere die Ziffern von {x}^{y}.",
+            "~{x}^{y} అంకెలను కూడండి.",
         ),
         "print(sum(int(d) for d in str({x} ** {y})))",
         lambda x, y: _digit_sum(x**y),
@@ -127,6 +136,9 @@ KINDS = (
             "Count the numbers up to {x} that {y} or {z} divides.",
             "Wie viele Zahlen von 1 bis {x} sind durch {y} oder durch {z} teilbar?",
             "1 నుండి {x} వరకు {y} లేదా {z} తో భాగించబడే సంఖ్యలు ఎన్ని?",
+            "~From 1 to {x}, how many numbers are multiples of {y} or of {z}?",
+            "~Zähle die Zahlen bis {x}, die Vielfache von {y} oder {z} sind.",
+            "~{x} వరకు {y} లేదా {z} గుణిజాలను లెక్కించండి.",
         ),
         "print(sum(1 for n in range(1, {x} + 1) if n % {y} == 0 or n % {z} == 0))",
         lambda x, y, z: x // y + x // z - x // math.lcm(y, z),
@@ -140,6 +152,9 @@ KINDS = (
             "Count the prime numbers from 1 to {x}.",
             "Wie viele Primzahlen gibt es bis {x}?",
             "{x} వరకు ప్రధాన సంఖ్యలు ఎన్ని?",
+            "~Find the number of primes not above {x}.",
+            "~Zähle die Primzahlen von 1 bis {x}.",
+            "~1 నుండి {x} వరకు ప్రధాన సంఖ్యలను లెక్కించండి.",
         ),
         "def prime(n):\n    return n > 1 and all(n % d for d in range(2, int(n ** 0.5) + 1))\n"
         "print(sum(1 for n in range({x} + 1) if prime(n)))",
@@ -154,6 +169,9 @@ KINDS = (
             "F(1) = F(2) = 1, each next one is the sum of two: what is F({x}) mod {y}?",
             "Welchen Rest hat die Fibonacci-Zahl F({x}) geteilt durch {y}, wenn F(1) = F(2) = 1 ist?",
             "F(1) = F(2) = 1 అయితే ఫిబొనాచీ సంఖ్య F({x}) ని {y} తో భాగిస్తే శేషం ఎంత?",
+            "~Take the Fibonacci numbers with F(1) = F(2) = 1. Divide F({x}) by {y}: what remains?",
+            "~Mit F(1) = F(2) = 1: Was ist die Fibonacci-Zahl F({x}) modulo {y}?",
+            "~F(1) = F(2) = 1 తో ఫిబొనాచీ సంఖ్య F({x}) mod {y} ఎంత?",
         ),
         "a, b = 0, 1\nfor i in range({x}):\n    a, b = b, a + b\nprint(a % {y})",
         lambda x, y: _fibonacci(x) % y,
@@ -167,6 +185,9 @@ KINDS = (
             "2 is the first prime. What is the prime at place {x}?",
             "2 ist die erste Primzahl. Welche Primzahl steht an Stelle {x}?",
             "2 మొదటి ప్రధాన సంఖ్య అయితే {x}వ ప్రధాన సంఖ్య ఏది?",
+            "~Count the primes from 2 on: which one is number {x}?",
+            "~Welche Primzahl ist die Nummer {x}, wenn 2 die Nummer 1 ist?",
+            "~2 నుండి లెక్కిస్తే {x}వ స్థానంలోని ప్రధాన సంఖ్య ఏది?",
         ),
         "found, n = 0, 1\nwhile found < {x}:\n    n += 1\n"
         "    if all(n % d for d in range(2, int(n ** 0.5) + 1)):\n        found += 1\nprint(n)",
@@ -181,6 +202,9 @@ KINDS = (
             "How many Collatz steps lead from {x} to 1?",
             "Wie viele Collatz-Schritte führen von {x} zu 1?",
             "{x} నుండి 1 వరకు ఎన్ని కొల్లాట్జ్ అడుగులు పడతాయి?",
+            "~Start the Collatz sequence at {x}: how many steps until it reaches 1?",
+            "~Die Collatz-Folge beginnt bei {x}: Nach wie vielen Schritten ist sie bei 1?",
+            "~{x} తో మొదలయ్యే కొల్లాట్జ్ శ్రేణి ఎన్ని అడుగుల్లో 1 కు చేరుతుంది?",
         ),
         "n, steps = {x}, 0\nwhile n != 1:\n    n = n // 2 if n % 2 == 0 else 3 * n + 1\n"
         "    steps += 1\nprint(steps)",
@@ -195,6 +219,9 @@ KINDS = (
             "Count the palindromes among the numbers 1 to {x}.",
             "Wie viele Zahlen von 1 bis {x} sind Palindrome?",
             "1 నుండి {x} వరకు రెండు వైపుల నుండి ఒకేలా చదవబడే సంఖ్యలు ఎన్ని?",
+            "~How many palindromes are there from 1 to {x}?",
+            "~Zähle die Palindrome von 1 bis {x}.",
+            "~1 నుండి {x} వరకు పాలిండ్రోమ్ సంఖ్యలు ఎన్ని?",
         ),
         "print(sum(1 for n in range(1, {x} + 1) if str(n) == str(n)[::-1]))",
         _palindromes,
@@ -207,6 +234,7 @@ class Programs:
 
     family = "programs"
     levels = 3
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """The split goes by the kind and its numbers, not by the words."""
@@ -218,10 +246,10 @@ class Programs:
                 for slot, (low, high) in zip("xyz", kind.bounds, strict=False)
             }
             key = f"program {kind.name} {' '.join(map(str, numbers.values()))}"
-            if split_of(key) == split:
+            if owns(split, key):
                 break
         answer = str(kind.solve(*numbers.values()))
-        prompt = kind.ask[rng.integers(len(kind.ask))].format(**numbers)
+        prompt = wording(rng, kind.ask, split).format(**numbers)
         data = {"kind": kind.name, "code": kind.code.format(**numbers), **numbers}
         return Problem(self.family, level, key, prompt, answer, data, ("python",))
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
 from ayllu.reason.transcript import Kind
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -41,6 +41,12 @@ WORDS: dict[str, str] = {
     "before": "{a} is somewhere left of {b}.",
     "next": "{a} is next to {b}.",
 }
+QUESTIONS = (
+    "{n} houses stand in a row, 1 to {n}. Each has one of each: {groups}. {clues} Which {wanted} is in "
+    "house 1 to {n}?",
+    "~In a street of {n} houses, numbered from 1, no two have anything in common of this: {groups}. {clues} "
+    "Go from house to house and name the {wanted}.",
+)
 _RELATIONS: dict[str, Callable[[int, int], bool]] = {  # of the places of two values, or a place and a house
     "at": lambda x, y: x == y,
     "not_at": lambda x, y: x != y,
@@ -126,6 +132,7 @@ class Zebra:
 
     family = "zebra"
     levels = 2
+    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """The split goes by the clues as a set, with the names of the values."""
@@ -140,7 +147,7 @@ class Zebra:
             clues, steps = _puzzle(rng, houses)
             said = [_said(clue, values) for clue in clues]
             key = "zebra " + " ".join(sorted(said))
-            if split_of(key) == split:
+            if owns(split, key):
                 break
         solution = {value: house for _, value, house in steps}
         attribute = int(rng.integers(3))
@@ -148,10 +155,8 @@ class Zebra:
         answer = ", ".join(values[v] for v in order)
         groups = "; ".join(", ".join(values[i * houses : (i + 1) * houses]) for i in range(3))
         numbered = " ".join(f"{i}. {text}" for i, text in enumerate(said, 1))
-        prompt = (
-            f"{houses} houses stand in a row, 1 to {houses}. Each has one of each: {groups}. {numbered} "
-            f"Which {chosen[attribute]} is in house 1 to {houses}?"
-        )
+        asked = {"n": houses, "groups": groups, "clues": numbered, "wanted": chosen[attribute]}
+        prompt = wording(rng, QUESTIONS, split).format(**asked)
         data: dict[str, Any] = {"houses": houses, "values": values, "clues": [list(c) for c in clues]}
         data["steps"] = [[list(why), value, house] for why, value, house in steps]
         return Problem(self.family, level, f"{key} {chosen[attribute]}", prompt, answer, data)
