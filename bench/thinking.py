@@ -16,10 +16,10 @@ from typing import Any
 
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams, ThinkingBudget
-from ayllu.evals.runner import distinct_problems, score
+from ayllu.evals.runner import score
 from ayllu.reason.practice import EXAMS, budget_words, check_families, toolbox_for
 from ayllu.reason.rollout import answer_problems
-from ayllu.reason.task import Task
+from ayllu.reason.task import Task, distinct_problems
 from ayllu.reason.transcript import Chat
 from ayllu.stages import use_threads
 from ayllu.text.tokenizer import Tokenizer

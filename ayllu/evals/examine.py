@@ -17,12 +17,11 @@ from ayllu.evals.answers import NOTHING, Judged
 from ayllu.evals.items import Choice, Example, Item, Program, Shots
 from ayllu.evals.official import Official, with_shots
 from ayllu.evals.programs import judge_programs
-from ayllu.evals.runner import distinct_problems
 from ayllu.evals.scoring import score_choices, score_said, score_texts, share
 from ayllu.evals.subject import Asked, Examinee, Said, Sampling
 from ayllu.progress import Progress
 from ayllu.reason.practice import RESAMPLED, toolbox_for, toolbox_of
-from ayllu.reason.task import NewTemplates, Problem, Task
+from ayllu.reason.task import NewTemplates, Problem, Task, distinct_problems
 from ayllu.reason.verify import highest
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox

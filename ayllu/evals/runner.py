@@ -12,12 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ayllu.evals.metrics import wilson
 from ayllu.reason.loop import Answer, Generator
 from ayllu.reason.rollout import answer_problems
-from ayllu.reason.task import Problem, Task, Verdict
+from ayllu.reason.task import Problem, Task, Verdict, distinct_problems
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.tools.tool import Toolbox
 
@@ -65,22 +63,6 @@ class EvalResult:
             "mean_tokens": self.mean_tokens,
             "mean_thinking_tokens": self.mean_thinking_tokens,
         }
-
-
-def distinct_problems(task: Task, n: int, levels: Sequence[int], split: str, seed: int) -> list[Problem]:
-    """Up to `n` problems of different keys, the levels in turn; the same for the same arguments.
-
-    Fewer than `n` when the split seems to hold no more: 200 + 20 n draws in a row brought no new key.
-    """
-    rng = np.random.default_rng([seed, *task.family.encode()])
-    found: dict[str, Problem] = {}
-    dry = draws = 0
-    while len(found) < n and dry < 200 + 20 * min(n, 100):
-        problem = task.problem(rng, levels[draws % len(levels)], split)
-        draws += 1
-        dry = dry + 1 if problem.key in found else 0
-        found.setdefault(problem.key, problem)
-    return list(found.values())
 
 
 def evaluate(

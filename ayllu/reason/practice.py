@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator
 
 from ayllu.errors import RecipeValueError
-from ayllu.reason.task import NewTemplates, Piece, Problem, Task, conversation, worked
+from ayllu.reason.task import NewTemplates, Piece, Problem, Task, conversation, distinct_problems, worked
 from ayllu.reason.tasks import dialogue
 from ayllu.reason.tasks.arithmetic import Arithmetic
 from ayllu.reason.tasks.bases import Bases
@@ -264,12 +264,12 @@ def tokenizer_texts(settings: Shares, seed: int) -> Iterator[str]:
 
 
 def evaluation_prompts(settings: Examination, seed: int) -> list[str]:
-    """Prompts of the test split, for the search for leaks in the text. Dialogue and the
+    """The prompts that the run will be evaluated on, for the search for leaks in the text. Dialogue and the
     choice of tools are left out: an everyday question in a novel ("Do you know me?") gives nothing away."""
-    prompts = []
+    prompts = set[str]()
     for family in settings.families:
-        rng = np.random.default_rng([seed, 3])
         if family in EXAMS and family not in _EVERYDAY and family != RESAMPLED.family:
             task = EXAMS[family]
-            prompts += [task.problem(rng, task.levels, "test").prompt for _ in range(settings.n)]
-    return sorted(set(prompts))
+            problems = distinct_problems(task, settings.n, (task.levels,), "test", seed)
+            prompts.update(problem.prompt for problem in problems)
+    return sorted(prompts)

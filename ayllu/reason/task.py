@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.random import Generator
 
 from ayllu.reason.transcript import Chat, Kind, Transcript
@@ -107,6 +108,22 @@ class NewTemplates:
     def verify(self, problem: Problem, answer: str | None) -> Verdict:
         """As the family itself."""
         return self.task.verify(problem, answer)
+
+
+def distinct_problems(task: Task, n: int, levels: Sequence[int], split: str, seed: int) -> list[Problem]:
+    """Up to `n` problems of different keys, the levels in turn; the same for the same arguments.
+
+    Fewer than `n` when the split seems to hold no more: 200 + 20 n draws in a row brought no new key.
+    """
+    rng = np.random.default_rng([seed, *task.family.encode()])
+    found: dict[str, Problem] = {}
+    dry = draws = 0
+    while len(found) < n and dry < 200 + 20 * min(n, 100):
+        problem = task.problem(rng, levels[draws % len(levels)], split)
+        draws += 1
+        dry = dry + 1 if problem.key in found else 0
+        found.setdefault(problem.key, problem)
+    return list(found.values())
 
 
 def conversation(chat: Chat, problem: Problem, trace: list[Piece]) -> Transcript:

@@ -12,9 +12,9 @@ from ayllu.errors import RefusedError
 from ayllu.evals.examine import ExamSettings, examine, examine_family
 from ayllu.evals.items import Choice, Program, Question
 from ayllu.evals.official import OFFICIAL, load
-from ayllu.evals.runner import distinct_problems
 from ayllu.progress import Progress
 from ayllu.reason.practice import EXAMS, RESAMPLED
+from ayllu.reason.task import distinct_problems
 from ayllu.tools.sandbox import Sandbox
 
 QUIET = Progress("eval", quiet=True)

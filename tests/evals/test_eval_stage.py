@@ -10,9 +10,9 @@ from scripted_engine import ScriptedEngine
 from ayllu.errors import ModelFileMissingError, RecipeValueError
 from ayllu.evals import stage
 from ayllu.evals.metrics import mcnemar
-from ayllu.evals.runner import distinct_problems
 from ayllu.evals.stage import EvalSettings, evaluate
 from ayllu.progress import Progress
+from ayllu.reason.task import distinct_problems
 from ayllu.reason.tasks.arithmetic import Arithmetic
 from ayllu.reason.tasks.calculator import Calculator
 from ayllu.reason.transcript import Chat

@@ -6,8 +6,8 @@ from oracle import ignorant, oracle
 from scripted_engine import Params, ScriptedEngine
 
 from ayllu.evals.metrics import wilson
-from ayllu.evals.runner import SAMPLES, distinct_problems, evaluate
-from ayllu.reason.task import split_of
+from ayllu.evals.runner import SAMPLES, evaluate
+from ayllu.reason.task import distinct_problems, split_of
 from ayllu.reason.tasks.arithmetic import Arithmetic
 from ayllu.reason.tasks.calculator import Calculator
 from ayllu.reason.tasks.countdown import Countdown

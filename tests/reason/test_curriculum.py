@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ayllu.reason.curriculum import Curriculum
 from ayllu.reason.practice import TASKS, budgeted, draw, draw_level, evaluation_prompts
-from ayllu.reason.task import split_of
+from ayllu.reason.task import distinct_problems, split_of
 from ayllu.reason.tasks.arithmetic import canonical_key
 from ayllu.reason.tasks.countdown import Countdown
 from ayllu.reason.transcript import Chat, Kind
@@ -131,6 +131,8 @@ def test_examination_prompts_are_of_the_test_split():
     assert prompts == evaluation_prompts(Settings(), 7) and len(prompts) > 100
     assert all(split_of(key) == "test" for prompt in prompts for key in _keys(prompt))
     assert sum(bool(_keys(prompt)) for prompt in prompts) == len(prompts)
+    asked = distinct_problems(TASKS["countdown3"], 40, (TASKS["countdown3"].levels,), "test", 7)
+    assert {problem.prompt for problem in asked} <= set(prompts), "what the stage eval will ask"
 
 
 # ---- levels that rest
