@@ -134,17 +134,24 @@ def table(result: dict[str, Any]) -> list[str]:
 
 def nothing_to_learn(groups: list[Group]) -> TrainingStoppedError:
     """Why groups without any spread of rewards teach nothing, and what to do about it."""
-    mean = float(np.mean([r for g in groups for r in g.rewards]))
-    cut = float(np.mean([a.finish_reason == "length" for g in groups for a in g.answers]))
-    if mean > 0.5:
+    right = sum(min(group.rewards) > 0 for group in groups)
+    wrong = [answer for group in groups if min(group.rewards) <= 0 for answer in group.answers]
+    if not wrong:
         return TrainingStoppedError(
             "every group is all right: there is nothing left to learn at this level",
             fix="stop here, or add harder levels or families in the recipe",
         )
+    cut = sum(answer.finish_reason == "length" for answer in wrong) / len(wrong)
+    some = f"{right} of {len(groups)} groups are all right and the others" if right else "every group is"
     if cut > 0.5:
         return TrainingStoppedError(
-            f"every group is all wrong, and {100 * cut:.0f} % of the answers ran out of tokens",
+            f"{some} all wrong, and {100 * cut:.0f} % of their answers ran out of tokens",
             fix="raise rl.max_tokens (and the model's context), or teach shorter solutions in SFT",
+        )
+    if right:
+        return TrainingStoppedError(
+            f"{some} all wrong: there is nothing in between that RL could make more frequent",
+            fix="add problems between the two (levels, families), or give the model more SFT",
         )
     return TrainingStoppedError(
         "every group is all wrong: RL can only make more frequent what happens now and then",

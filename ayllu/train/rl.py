@@ -53,7 +53,7 @@ from ayllu.train.schedule import lr_scale
 from ayllu.train.sft import Practice, SftSettings, pack_rows, pack_whole, read_given, save_into, trainable
 from ayllu.train.step import Batch, StepResult, backward, train_step
 
-CODE_VERSION = 3  # 3: no answer is left out of an update for being long
+CODE_VERSION = 4  # 4: no answer is left out of an update for being long; float32 logits
 _VERIFIABLE = ("arithmetic", "calculator", "countdown3")
 _TYPICAL_TOKENS = 50  # the constant that token sums are divided by, times the answers of a batch
 _PATIENCE = 10  # steps without any informative group (or with collapsed entropy) before giving up
@@ -284,7 +284,7 @@ class Updates:
         batches = policy_batches(useful, self.settings, self.device)
         began = time.monotonic()
         for batch in batches:
-            backward(self.model, batch, self.dtype)
+            backward(self.model, batch, self.dtype, exact_logits=True)
         for weight in self.model.parameters():
             weight.grad = None
         return time.monotonic() - began
@@ -294,7 +294,8 @@ class Updates:
         if self.settings.anchor:
             batch = self.anchor.batch(number, self.device)
             batches = [*batches, replace(batch, weights_BT=batch.weights_BT * self.settings.anchor)]
-        return train_step(self.model, self.optimizer, batches, scale, self.dtype)[:policy]
+        results = train_step(self.model, self.optimizer, batches, scale, self.dtype, exact_logits=True)
+        return results[:policy]
 
 
 # ---- the stage

@@ -36,8 +36,12 @@ class StepResult:
     trained: int  # positions with a weight
 
 
-def backward(model: Decoder, batch: Batch, dtype: torch.dtype) -> StepResult:
-    """Add the gradient of sum(weights * losses) to the weights' gradients."""
+def backward(model: Decoder, batch: Batch, dtype: torch.dtype, *, exact_logits: bool = False) -> StepResult:
+    """Add the gradient of sum(weights * losses) to the weights' gradients.
+
+    `exact_logits`: logits and softmax in float32 whatever `dtype` is, so that probabilities are those that
+    a rollout was sampled with (what RL needs: MiniMax-M1, arXiv 2506.13585).
+    """
     states_BTC = model.states(batch.tokens_BT, document_BT=batch.document_BT, dtype=dtype)
     weights_N = batch.weights_BT.flatten()
     rows = weights_N.nonzero()[:, 0]  # the head is only computed where the loss looks
@@ -47,6 +51,8 @@ def backward(model: Decoder, batch: Batch, dtype: torch.dtype) -> StepResult:
         targets_N = batch.targets_BT.flatten()[rows]
     else:
         targets_N = batch.targets_BT.flatten()
+    if exact_logits:
+        states_NC = states_NC.float()
     loss, losses_N, entropy_N = head_loss(
         states_NC, model.head_weight, targets_N, weights_N, model.config.logit_softcap
     )
@@ -60,10 +66,16 @@ def backward(model: Decoder, batch: Batch, dtype: torch.dtype) -> StepResult:
 
 
 def train_step(
-    model: Decoder, optimizer: Optimizer, batches: list[Batch], lr_scale: float, dtype: torch.dtype
+    model: Decoder,
+    optimizer: Optimizer,
+    batches: list[Batch],
+    lr_scale: float,
+    dtype: torch.dtype,
+    *,
+    exact_logits: bool = False,
 ) -> list[StepResult]:
     """One update from the summed gradients of `batches`."""
-    results = [backward(model, batch, dtype) for batch in batches]
+    results = [backward(model, batch, dtype, exact_logits=exact_logits) for batch in batches]
     if results:  # without a gradient old momentum would still move the weights
         optimizer.step(lr_scale)
     return results

@@ -19,7 +19,7 @@ from ayllu.train.policy import (
     scaled_advantages,
     token_weights,
 )
-from ayllu.train.step import Batch
+from ayllu.train.step import Batch, backward
 
 # Two answers, of two tokens and of one; the first did well. Ratios by token: 1.5, 0.5, 1.1.
 RATIOS = (1.5, 0.5, 1.1)
@@ -163,3 +163,17 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary_in_float32() -> Non
     assert found.dtype == torch.float32 and not found.requires_grad
     assert torch.allclose(found[weights != 0], wanted[weights != 0], atol=1e-5)
     assert not found[weights == 0].any()
+
+
+def test_exact_logits_are_those_of_the_log_probabilities() -> None:
+    """In bfloat16 the head's products are rounded to eight bits; an update of RL must not be."""
+    model = Decoder(ModelSettings(width=64, layers=1, context=64).config(512)).initialise(3)
+    with torch.no_grad():
+        model.head_weight.mul_(20.0)  # as sure of itself as a trained model
+    generator = torch.Generator().manual_seed(4)
+    tokens, targets = (torch.randint(512, (2, 48), generator=generator) for _ in range(2))
+    batch = Batch(tokens, targets, torch.ones(2, 48))
+    wanted = -float(log_probabilities(model, batch, torch.bfloat16).mean())
+    exact = backward(model, batch, torch.bfloat16, exact_logits=True).nats
+    rounded = backward(model, batch, torch.bfloat16).nats
+    assert abs(exact - wanted) < 1e-5 * wanted < abs(rounded - wanted)

@@ -402,6 +402,15 @@ def test_what_cannot_work_is_said_in_plain_words(rewards: tuple[int, ...], reaso
     assert said in str(preflight.nothing_to_learn([made, made]))
 
 
+@pytest.mark.parametrize(("reason", "fix"), [("stop", "between the two"), ("length", "raise rl.max_tokens")])
+def test_some_groups_all_right_and_others_all_wrong_is_said_as_it_is(reason: str, fix: str) -> None:
+    right, wrong = group(1, 1), group(0, 0)
+    wrong = Group(PROBLEM, [replace(a, finish_reason=reason) for a in wrong.answers], wrong.rewards)
+    said = str(preflight.nothing_to_learn([right, right, right, wrong]))
+    assert said.startswith("3 of 4 groups are all right and the others all wrong") and fix in said
+    assert ("100 % of their answers ran out of tokens" in said) == (reason == "length")
+
+
 def test_a_preflight_stops_before_the_first_update_and_flies_once(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
