@@ -56,6 +56,7 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
     `data_manifest_sha256`, `files`, `bytes`.
     Errors: ModelFileMissingError, ModelFileDamagedError, DiskFullError, FolderReadOnlyError.
     """
+    from ayllu.reason.thinking import taught
     from ayllu.reason.verify import HEAD
 
     folder, run = context.folder, context.metrics.parent
@@ -71,7 +72,7 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
         _copy_model(context.inputs["verifier"] / "model", folder / VERIFIER)
     if "distill" in context.inputs:
         _copy_model(context.inputs["distill"] / "model", folder / STUDENT)
-        _write_configs(folder / STUDENT, read_json(folder / STUDENT / "config.json"))
+        _write_configs(folder / STUDENT, read_json(folder / STUDENT / "config.json"), budgets=False)
     context.progress.update(1, "weights copied")
 
     recipe = _recipe(run)
@@ -80,7 +81,7 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
     report = _report(recipe, stages, weights_sha256(folder))
     title = settings.title or recipe.get("name") or run.name
     data = read_json(_need(context.inputs["text"] / MANIFEST))
-    _write_configs(folder, read_json(_need(source / "config.json")))
+    _write_configs(folder, read_json(_need(source / "config.json")), budgets=taught(source))
     write_json(folder / "report.json", report)
     write_text(folder / "README.md", model_card(str(title), report, data))
     _copy(_need(context.inputs["text"] / "ATTRIBUTION.md"), folder / "ATTRIBUTION.md")
@@ -160,8 +161,11 @@ def weights_sha256(folder: Path) -> str:
     return hashes["model.safetensors"] if set(hashes) == {"model.safetensors"} else sha256_json(hashes)
 
 
-def _write_configs(folder: Path, config: dict[str, Any]) -> None:
-    """config.json, generation_config.json, tokenizer_config.json and the chat template, in agreement."""
+def _write_configs(folder: Path, config: dict[str, Any], *, budgets: bool) -> None:
+    """config.json, generation_config.json, tokenizer_config.json and the chat template, in agreement.
+
+    `budgets`: the model was taught budgets of thinking."""
+    from ayllu.reason.thinking import mark_taught
     from ayllu.text.tokenizer import CONTROL, Tokenizer
 
     tokenizer = Tokenizer.load(folder)
@@ -181,6 +185,8 @@ def _write_configs(folder: Path, config: dict[str, Any]) -> None:
     # A tool call stops the model too, or it would make up the result itself.
     stops = [tokenizer.control["<|end|>"], tokenizer.control["<|/tool|>"]]
     write_json(folder / "generation_config.json", ids | {"eos_token_id": stops, "do_sample": False})
+    if budgets:
+        mark_taught(folder)
     template = CHAT_TEMPLATE.read_text(encoding="utf-8")
     write_text(folder / "chat_template.jinja", template)
     tokenizer_config = {

@@ -99,10 +99,22 @@ class Talk:
     params: SamplingParams
     rules: Rules | None = None
     constrain: bool = False  # hold calls to the tools' schemas while they are written
+    budget: int | None = None  # tokens of thinking of one answer
+    says_budget: bool = False
 
     def begin(self, user: str) -> Transcript:
-        """A new conversation's first turn; the tools on offer are named in it."""
-        return self.chat.start(user, tools=self.toolbox.tools)
+        """A new conversation's first turn; the tools on offer are named in it, and the budget where the model
+        was taught to mind it."""
+        from ayllu.reason.thinking import budget_words
+
+        system = budget_words(self.budget) if self.says_budget and self.budget is not None else ""
+        return self.chat.start(user, system=system, tools=self.toolbox.tools)
+
+    def bounded(self, transcript: Transcript) -> SamplingParams:
+        """How the answer to a conversation is sampled. RequestError where thinking can't be bounded."""
+        from ayllu.reason.thinking import bounded
+
+        return bounded(self.params, self.chat, transcript, self.budget)
 
     def go_on(self, transcript: Transcript, user: str) -> Transcript:
         """A further turn."""
@@ -119,7 +131,7 @@ class Talk:
             self.chat,
             transcript,
             self.toolbox,
-            self.params,
+            self.bounded(transcript),
             rules=self.rules,
             constrain=self.constrain,
         )
@@ -136,14 +148,16 @@ def load_talk(
     conversing: bool = False,
     engine: EngineOptions | None = None,
     further: Sequence[str] = (),
+    budget: int | None = None,
 ) -> Iterator[Talk]:
     """Load the model of `folder`; what is None is as its generation_config.json says.
 
-    `further` tools are those of `ayllu.tools.named`. RequestError when it is to be `conversing` and has no
-    chat format.
+    `further` tools are those of `ayllu.tools.named`; `budget` is of thinking, in tokens. RequestError when
+    it is to be `conversing` and has no chat format.
     """
     from ayllu.engine.engine import Engine, SamplingParams
     from ayllu.reason.foreign import Continuation, chat_of, no_chat_format
+    from ayllu.reason.thinking import taught
     from ayllu.serve.service import SamplingDefaults
     from ayllu.text.tokenizer import Tokenizer
     from ayllu.tools.named import open_tools
@@ -177,7 +191,8 @@ def load_talk(
         _try_calls_out(params, chat, toolbox)
         opened = stack.enter_context(Engine(folder, tokenizer=tokenizer, **how))
         rules = Rules(seconds=TOOL_SECONDS, once=True)
-        yield Talk(opened, chat, toolbox, params, rules, constrain=True)
+        says = budget is not None and tokenizer.native and taught(folder)
+        yield Talk(opened, chat, toolbox, params, rules, constrain=True, budget=budget, says_budget=says)
 
 
 def _try_calls_out(params: SamplingParams, chat: Chat | TemplateChat, toolbox: Toolbox) -> None:

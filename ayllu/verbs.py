@@ -85,6 +85,7 @@ def run(
     /,
     *,
     max_tokens: int | None = None,
+    thinking_budget: int | None = None,
     temperature: float | None = None,
     seed: int | None = None,
     tools: Annotated[bool, Parameter(name="--tools", negative="--no-tools")] = True,
@@ -102,6 +103,8 @@ def run(
         The question; `-` or nothing reads it from stdin.
     max_tokens
         At most so many tokens, thinking included (default: what the context holds).
+    thinking_budget
+        At most so many tokens of thinking before the answer; 0 answers at once.
     temperature
         0 always takes the likeliest token (default: as the model's generation_config.json says; 0.7 for
         several answers).
@@ -122,7 +125,7 @@ def run(
     folder = model_folder(model)
     question = read_prompt(prompt, folder)
     wish = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "engine": _named(engine)}
-    with load_talk(folder, tools=tools, further=tool or (), **wish) as talk:  # type: ignore[arg-type]
+    with load_talk(folder, tools=tools, further=tool or (), budget=thinking_budget, **wish) as talk:  # type: ignore[arg-type]
         if k:
             said = _chosen(talk, question, k, choice, engine.device, quiet=quiet, silent=as_json)
         else:
@@ -165,7 +168,7 @@ def _chosen(
         talk.chat,  # type: ignore[arg-type]  # TemplateChat has the same methods
         begun,
         talk.toolbox,
-        talk.params,
+        talk.bounded(begun),
         k,
         rules=talk.rules,
         constrain=talk.constrain,
@@ -193,6 +196,7 @@ def chat(
     /,
     *,
     max_tokens: int | None = None,
+    thinking_budget: int | None = None,
     temperature: float | None = None,
     seed: int | None = None,
     tools: Annotated[bool, Parameter(name="--tools", negative="--no-tools")] = True,
@@ -205,6 +209,8 @@ def chat(
     ----------
     max_tokens
         At most so many tokens an answer, thinking included.
+    thinking_budget
+        At most so many tokens of thinking before each answer; 0 answers at once.
     temperature
         0 always takes the likeliest token (default: as the model's generation_config.json says).
     seed
@@ -222,6 +228,7 @@ def chat(
         folder,
         tools=tools,
         further=tool or (),
+        budget=thinking_budget,
         conversing=True,
         **wish,  # type: ignore[arg-type]
     ) as talk:

@@ -144,6 +144,7 @@ def eval_(
     verifier: Path | None = None,
     temperature: float | None = None,
     max_tokens: int | None = None,
+    thinking_budget: int | None = None,
     shots: int | None = None,
     seed: int = 0,
     weights: str = "auto",
@@ -169,6 +170,8 @@ def eval_(
         Default: 0, and 0.7 with several samples.
     max_tokens
         Of one answer, thinking included (default: as the task has it).
+    thinking_budget
+        At most so many tokens of thinking before each answer; 0 answers at once.
     shots
         Worked examples (default: as the task has it for a model without a chat format; 0 otherwise).
     seed
@@ -185,7 +188,7 @@ def eval_(
     from ayllu.evals.page import page
     from ayllu.machine import choose_device
 
-    settings = ExamSettings(n, samples, temperature, max_tokens, shots, seed)
+    settings = ExamSettings(n, samples, temperature, max_tokens, shots, seed, thinking_budget)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     said = evaluate_model(
         model_folder(Path(model)), names, data=data, settings=settings, weights=weights,

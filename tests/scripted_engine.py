@@ -19,6 +19,7 @@ class Params:
     seed: int | None = None
     stop_ids: tuple[int, ...] = ()
     enclosed: Any = None  # held to a grammar: a script keeps to it by itself
+    thinking: Any = None
 
 
 @dataclass

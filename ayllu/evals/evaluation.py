@@ -25,6 +25,8 @@ from ayllu.files import read_json, sha256_file, sha256_json, write_json
 from ayllu.progress import Progress
 from ayllu.reason.foreign import Continuation, TemplateChat, chat_of
 from ayllu.reason.practice import EXAMS, RESAMPLED
+from ayllu.reason.thinking import bounded, taught
+from ayllu.reason.transcript import Transcript
 from ayllu.reason.verify import Verifier, check_fits, find_verifier, load_verifier
 
 CODE_VERSION = 3  # raised when the same settings would give another result; 3: calls are held to schemas
@@ -118,6 +120,7 @@ def check_settings(settings: ExamSettings) -> None:
         ("max-tokens", settings.max_tokens, 1),
         ("shots", settings.shots, 0),
         ("seed", settings.seed, 0),
+        ("thinking-budget", settings.thinking_budget, 0),
     ):
         if value is not None and value < least:
             raise UsageError(f"--{name} {value} is not possible", fix=f"give {least} or more")
@@ -173,11 +176,14 @@ def evaluate_model(
     missing = [task for task in named if results.get(task.name, {}).get("fingerprint") != prints[task.name]]
     progress = Progress("eval", quiet=quiet)
     if missing:
-        from ayllu.engine.engine import Engine
+        from ayllu.engine.engine import Engine, SamplingParams
 
         with Engine(model, weights=weights, device=device, max_sequences=batch) as engine:
             assert engine.tokenizer is not None, "an engine from a folder has one"
             subject = Subject(engine, chat_of(model, engine.tokenizer))
+            if settings.thinking_budget is not None:
+                bounded(SamplingParams(), subject.chat, Transcript(), settings.thinking_budget)
+                subject = replace(subject, says_budget=engine.tokenizer.native and taught(model))
             if chosen_by is not None:
                 subject = replace(subject, verifier=_load_verifier(chosen_by, subject, device))
             made |= {"chat_format": _form_of(subject), "context": engine.context_length}

@@ -44,13 +44,15 @@ class ExamSettings:
     max_tokens: int | None = None
     shots: int | None = None
     seed: int = 0
+    thinking_budget: int | None = None
 
     def sampling(self, max_tokens: int) -> Sampling:
         """For answers, where a task has `max_tokens`. One sample is the likeliest text unless told."""
         temperature = self.temperature
         if temperature is None:
             temperature = HOT if self.samples > 1 else 0.0
-        return Sampling(self.samples, temperature, self.max_tokens or max_tokens, self.seed)
+        most = self.max_tokens or max_tokens
+        return Sampling(self.samples, temperature, most, self.seed, self.thinking_budget)
 
     def examples(self, usual: int, continues: bool) -> int:
         """Worked examples: as told, else the task's own for a model without a chat format."""
@@ -279,4 +281,6 @@ def _said(
     made |= choices_by_score(said, judged)
     made["asked_as"] = "text" if examinee.continues else "conversation"
     made["sampling"] = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
+    if sampling.thinking_budget is not None:
+        made["sampling"]["thinking_budget"] = sampling.thinking_budget
     return made

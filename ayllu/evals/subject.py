@@ -22,6 +22,7 @@ from ayllu.evals.likelihood import Pair, beginning, encode_pair, fits, log_proba
 from ayllu.evals.sets import LETTERS
 from ayllu.reason.foreign import Continuation, TemplateChat
 from ayllu.reason.loop import Answer, answer_batch
+from ayllu.reason.thinking import bounded, told
 from ayllu.reason.transcript import Chat, Kind, Transcript
 from ayllu.reason.verify import Verifier
 from ayllu.tools.tool import Toolbox
@@ -55,12 +56,14 @@ TOO_LONG = Said(None, "too_long")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn: `samples` for each prompt, `max_tokens` each."""
+    """How answers are drawn: `samples` for each prompt, `max_tokens` each, of which at most `thinking_budget`
+    are thought."""
 
     samples: int = 1
     temperature: float = 0.0
     max_tokens: int = 256
     seed: int = 0
+    thinking_budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ class Subject:
     engine: Engine
     chat: Chat | TemplateChat
     verifier: Verifier | None = None
+    says_budget: bool = False  # the model was taught to mind a budget that its system turn names
 
     @property
     def continues(self) -> bool:
@@ -165,13 +169,17 @@ class Subject:
             return self._go_on(asked, sampling, stop, on_item)
         return self._answer(asked, sampling, on_item)
 
-    def _transcript(self, question: str, shots: Shots, tools: Sequence[str]) -> Transcript:
+    def _transcript(
+        self, question: str, shots: Shots, tools: Sequence[str], budget: int | None = None
+    ) -> Transcript:
         """A conversation that ends with the question."""
         messages: list[dict[str, Any]] = []
         for example in shots.examples:
             messages.append({"role": "user", "content": example.question})
             messages.append({"role": "assistant", "content": example.answer})
         messages.append({"role": "user", "content": question})
+        if budget is not None and self.says_budget:
+            messages = told(messages, budget)
         return self.chat.from_messages(messages, tools=tools if self.chat.tokenizer.native else ())
 
     def _go_on(
@@ -207,7 +215,8 @@ class Subject:
 
     def _answer(self, asked: Sequence[Asked], sampling: Sampling, on_item: OnAnswer) -> list[list[Said]]:
         room, k, done = self.engine.context_length, sampling.samples, 0
-        transcripts = [self._transcript(each.question, each.shots, each.tools) for each in asked]
+        budget = sampling.thinking_budget
+        transcripts = [self._transcript(each.question, each.shots, each.tools, budget) for each in asked]
         lengths = [len(transcript.ids()) for transcript in transcripts]
         open_ = [i for i, length in enumerate(lengths) if length < room for _ in range(k)]
 
@@ -221,7 +230,10 @@ class Subject:
             self.chat,  # type: ignore[arg-type]  # TemplateChat has the same methods
             [transcripts[i] for i in open_],
             [asked[i].toolbox for i in open_],
-            [_params(sampling, asked[i].key, room - lengths[i]) for i in open_],
+            [
+                bounded(_params(sampling, asked[i].key, room - lengths[i]), self.chat, transcripts[i], budget)
+                for i in open_
+            ],
             max_calls=MAX_CALLS,
             constrain=True,
             on_answer=count,

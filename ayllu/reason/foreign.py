@@ -63,6 +63,21 @@ class TemplateChat:
         return habits_of(self.template, self._pieces)
 
     @cached_property
+    def thought(self) -> tuple[int, int] | None:
+        """The control tokens that open and close a thought; None where the format has none."""
+        numbers = {name: number for number, name in self._names.items()}
+        marks = [(mark, numbers[name]) for name, mark in self.form.marks.items() if name in numbers]
+        ids = [
+            [number for mark, number in marks if mark.kind == Kind.THINK and mark.does == does]
+            for does in (Does.OPEN, Does.CLOSE)
+        ]
+        return (ids[0][0], ids[1][0]) if all(ids) else None
+
+    def thinks(self, transcript: Transcript) -> bool:
+        """Whether the template has opened a thought for the model."""
+        return isinstance(transcript, Conversation) and transcript.thinks
+
+    @cached_property
     def forced_form(self) -> CallForm | None:
         """How a call is written that has to come, where a model can be held to it: the marks have to be
         control tokens, and the template has to write JSON in one piece (Qwen 3 Coder, Mistral 11 don't)."""
@@ -120,11 +135,10 @@ class TemplateChat:
 
     def reader(self, transcript: Transcript) -> TurnReader:
         """What reads the model's next turn while it comes."""
-        thinks = isinstance(transcript, Conversation) and transcript.thinks
         machine = Machine(
             self.form,
             frozenset(self._names.values()),
-            kind=Kind.THINK if thinks else Kind.SAY,
+            kind=Kind.THINK if self.thinks(transcript) else Kind.SAY,
             sampled=True,
             bare=isinstance(transcript, Conversation) and bool(transcript.tools),
         )

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ayllu.errors import QueueFullError
+from ayllu.reason.thinking import left_over
 from ayllu.reason.transcript import Chat, Kind, Transcript
 from ayllu.tools.calls import CallForm, call_grammar
 from ayllu.tools.session import MAX_CALLS, Record, Rules, Session
@@ -129,6 +130,8 @@ class Turn:
         if self.segment and params.max_tokens is not None:
             room = self.engine.context_length - len(ids)
             params = replace(params, max_tokens=min(params.max_tokens - len(self.logprobs), room))
+        if self.segment:
+            params = left_over(params, self.chat, self.transcript, self.thinking)
         self.handle = self.engine.submit(ids, params)
         self.reader = self.chat.reader(self.transcript)
 

@@ -38,6 +38,7 @@ from ayllu.reason.tasks.stories import LANGUAGES, Stories
 from ayllu.reason.tasks.tables import Tables
 from ayllu.reason.tasks.tool_choice import ToolChoice
 from ayllu.reason.tasks.zebra import Zebra
+from ayllu.reason.thinking import budget_words
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript, system_text
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.python import python_tool
@@ -172,11 +173,6 @@ def _draw_budgeted(rng: Generator, chat: Chat, shares: dict[str, float]) -> Tran
     problem = task.problem(rng, draw_level(rng, task), "train")
     budget = BUDGETS[int(rng.integers(len(BUDGETS)))]
     return budgeted(chat, problem, task.trace(problem, rng), budget)
-
-
-def budget_words(budget: int) -> str:
-    """How a system turn says that so many tokens of thinking are allowed."""
-    return f"think: {budget}"
 
 
 def budgeted(chat: Chat, problem: Problem, trace: list[Piece], budget: int) -> Transcript:

@@ -131,6 +131,11 @@ class Chat:
         self._control_ids = frozenset(control.values())
         self._kind_of_open = {self._open[kind]: kind for kind in _MODEL_KINDS}
         self.stop_ids = (self.end, self.call_end)
+        self.thought = (self._open[Kind.THINK], self._close[Kind.THINK][0])
+
+    def thinks(self, transcript: Transcript) -> bool:
+        """Whether the conversation ends in an open thought: never in this form."""
+        return False
 
     def span(self, kind: Kind, text: str, *, sampled: bool = False, first: bool = False) -> Span:
         """One span of `text`; `first` puts <|bos|> in front."""

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from ayllu.reason.thinking import MOST
 from ayllu.serve import limits
 from ayllu.serve.faults import ApiError, invalid
 from ayllu.serve.tally import TokenLogprob
@@ -113,6 +114,7 @@ class ChatRequest(Struct):
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     logit_bias: dict[str, float] | None = None
+    thinking_budget: Annotated[int, Meta(ge=0, le=MOST)] | None = None  # as Qwen's service has it
     ayllu_tools: Annotated[list[Name], Meta(max_length=limits.MAX_TOOLS)] | None = None
 
 

@@ -29,6 +29,7 @@ from ayllu.errors import (
 from ayllu.files import read_json
 from ayllu.reason.foreign import TemplateChat
 from ayllu.reason.loop import MAX_CALLS, Turn, held_to_tools
+from ayllu.reason.thinking import bounded, told
 from ayllu.reason.transcript import Chat, Offer, Transcript
 from ayllu.serve.enginethread import EngineThread, News, Order
 from ayllu.serve.faults import invalid
@@ -50,6 +51,7 @@ class SamplingDefaults(msgspec.Struct, frozen=True):
     top_k: int = 0
     min_p: float = 0.0
     do_sample: bool = True
+    thinking_budgets: bool = False  # the model minds a budget that its system turn names
 
     @classmethod
     def read(cls, folder: Path) -> SamplingDefaults:
@@ -144,9 +146,10 @@ class Service:
         offers: Sequence[Offer] = toolbox.tools
         if isinstance(toolbox, CallersTools):
             offers = [msgspec.to_builtins(offer) for offer in request.tools or ()]
-        transcript = self.chat.from_messages(
-            plain_messages(request), tools=offers, options=request.chat_template_kwargs
-        )
+        messages, budget = plain_messages(request), request.thinking_budget
+        if budget is not None and self.defaults.thinking_budgets and isinstance(self.chat, Chat):
+            messages = told(messages, budget)
+        transcript = self.chat.from_messages(messages, tools=offers, options=request.chat_template_kwargs)
         prompt = len(transcript.ids())
         wanted = request.max_completion_tokens or request.max_tokens
         context = self.engine.context_length
@@ -162,6 +165,8 @@ class Service:
             params, ignored = held_calls(params, self.chat, request)
         else:
             params = held_to_tools(params, self.chat, toolbox)
+        if params.thinking is None:  # else a call has to come at once, without a thought
+            params = bounded(params, self.chat, transcript, budget)
         return Prepared(
             transcript,
             prompt,

@@ -107,7 +107,7 @@ def expert(context: StageContext, settings: ExpertSettings, practice: SftSetting
     Loop(context, "expert", model, optimizer, settings.steps).run(
         step, note=lambda row: f"loss {row['loss']:.3f}"
     )
-    save_into(context, model, tokenizer)
+    save_into(context, model, tokenizer, practice=practice)
     context.progress.finish(f"{len(kept):,} solutions of its own, {settings.steps} updates")
     return {"steps": settings.steps, "kept": len(kept), "families": counts}
 

@@ -354,7 +354,7 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
         rollouts = Rollouts(engine, chat, settings, context.seed, toolbox)
         flight = preflight(context, rollouts, updates.seconds) if settings.preflight else None
         loop.run(step, note=note)
-    save_into(context, model, tokenizer)
+    save_into(context, model, tokenizer, practice=practice)
     context.progress.finish(f"{settings.steps} updates")
     return {"steps": settings.steps} | ({"preflight": flight} if flight else {})
 

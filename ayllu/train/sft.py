@@ -22,6 +22,7 @@ from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model, save_model
 from ayllu.progress import Progress
 from ayllu.reason.practice import BASIC, check_families, draw, read_rows
+from ayllu.reason.thinking import mark_taught
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, free, further
 from ayllu.text.tokenizer import Tokenizer
@@ -91,7 +92,7 @@ def sft(context: StageContext, settings: SftSettings) -> dict[str, Any]:
     Loop(context, "sft", decoder, optimizer, settings.steps).run(
         step, note=lambda row: f"loss {row['loss']:.3f}"
     )
-    save_into(context, decoder, tokenizer)
+    save_into(context, decoder, tokenizer, practice=settings)
     context.progress.finish(
         f"{settings.steps * settings.rows * settings.length:,} tokens of worked conversations"
     )
@@ -111,12 +112,17 @@ def trainable(model: Decoder) -> Decoder:
     return model.requires_grad_(True).train()
 
 
-def save_into(context: StageContext, model: Decoder, tokenizer: Tokenizer) -> None:
-    """Write the stage's `model/` folder, tokenizer included, so that an engine can open it."""
+def save_into(
+    context: StageContext, model: Decoder, tokenizer: Tokenizer, *, practice: SftSettings | None = None
+) -> None:
+    """Write the stage's `model/` folder, tokenizer included, so that an engine can open it. What `practice`
+    has taught about budgets of thinking is noted in it."""
     folder = make_folder(context.folder / "model")
     tokenizer.save(folder)
     control = tokenizer.control
     save_model(model, folder, bos=control["<|bos|>"], eos=control["<|end|>"], pad=control["<|pad|>"])
+    if practice is not None and practice.budgets:
+        mark_taught(folder)
 
 
 class Practice:

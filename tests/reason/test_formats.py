@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_engine import Params, ScriptedEngine
 
+from ayllu.engine.request import SamplingParams, ThinkingBudget
 from ayllu.errors import RequestError
 from ayllu.reason.foreign import TemplateChat, chat_of
 from ayllu.reason.formats import FORMATS, PLAIN, format_of
 from ayllu.reason.formats.mistral import nine_signs
 from ayllu.reason.loop import answer_batch, answer_stream
+from ayllu.reason.thinking import bounded
 from ayllu.reason.transcript import Kind, Transcript
 from ayllu.text.tokenizer import Tokenizer
 from ayllu.tools.calculator import CALCULATOR
@@ -461,6 +463,12 @@ def test_thinking_can_be_turned_off(chats: dict[str, TemplateChat]) -> None:
     assert not quiet.thinks  # type: ignore[attr-defined]
     loud = chats["deepseek 3.1"].from_messages([USER], options={"thinking": True})
     assert loud.thinks  # type: ignore[attr-defined]
+    opens, closes = chats["qwen"].thought  # type: ignore[misc]
+    held = bounded(SamplingParams(), chats["qwen"], quiet, 9).thinking
+    assert held == ThinkingBudget(opens, closes, maximum=9)
+    assert chats["qwen"].tokenizer.decode([opens, closes]) == "<think></think>"
+    assert bounded(SamplingParams(), chats["deepseek 3.1"], loud, 9).thinking.opened  # type: ignore[union-attr]
+    assert chats["hermes"].thought is None, "there its marks are ordinary text"
     with pytest.raises(RequestError, match="option"):
         chats["qwen"].from_messages([USER], options={"messages": []})
 

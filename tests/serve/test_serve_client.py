@@ -9,6 +9,7 @@ import openai
 import pytest
 from running_server import CONTEXT, USER, wait_until
 
+from ayllu.serve.service import SamplingDefaults
 from ayllu.tools.ask_user import ask_user_tool
 from ayllu.tools.tool import Toolbox
 
@@ -367,3 +368,21 @@ def test_sixteen_at_once_share_the_batch(scripted, ids, tokenizer):
         assert answers == [f"sheep {number} " * 8 for number in range(16)]
         assert running.engine.most_at_once >= 8
         assert wait_until(lambda: running.service._open_answers == 0)
+
+
+def test_thinking_is_bounded_and_told_to_a_model_that_knows_of_it(scripted, tokenizer, ids):
+    for knows in (False, True):
+        defaults = SamplingDefaults(thinking_budgets=knows)
+        with scripted(*ANSWER, defaults=defaults) as running, running.client() as client:
+            for budget in (24, 0, None):
+                client.chat.completions.create(
+                    model="tiny",
+                    messages=USER,
+                    extra_body={} if budget is None else {"thinking_budget": budget},
+                )
+        held = [params.thinking and params.thinking.maximum for params in running.engine.params]
+        assert held == [24, 0, None]
+        told = [ids("think: 24"), ids("think: 0")]
+        for prompt, words in zip(running.engine.prompts, told, strict=False):
+            assert (words == prompt[2 : 2 + len(words)]) == knows
+        assert tokenizer.control["<|system|>"] not in running.engine.prompts[2]

@@ -50,6 +50,7 @@ TOOL = {"type": "function", "function": {"name": "a", "strict": True}}
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "b"}}}, "tool_choice"),
         ({"ayllu_tools": ["shell"]}, "ayllu_tools[0]"),
         ({"seed": 1.5}, "seed"),
+        ({"thinking_budget": -1}, "thinking_budget"),
     ],
 )
 def test_invalid_values_name_their_field(shared, fields, param):
@@ -112,7 +113,8 @@ FIELDS = [
     "model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
     "n",
     "stream", "stream_options", "logprobs", "top_logprobs", "tools", "tool_choice", "response_format",
-    "parallel_tool_calls", "frequency_penalty", "logit_bias", "ayllu_tools", "user", "metadata",
+    "parallel_tool_calls", "frequency_penalty", "logit_bias", "ayllu_tools", "thinking_budget", "user",
+    "metadata",
 ]  # fmt: skip
 message = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool"])},
