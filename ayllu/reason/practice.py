@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from ayllu.reason.tasks.dates import Dates
 from ayllu.reason.tasks.dialogue import Dialogue
 from ayllu.reason.tasks.expressions import Expressions
 from ayllu.reason.tasks.gsm8k import Resampled
+from ayllu.reason.tasks.gym import PREFIX, Gym
 from ayllu.reason.tasks.knights import Knights
 from ayllu.reason.tasks.lists import Lists
 from ayllu.reason.tasks.long_arithmetic import LongArithmetic
@@ -86,10 +87,28 @@ LADDER: tuple[Task, ...] = (
     Programs(),
     RESAMPLED,
 )
+
+
+class Families(dict[str, Task]):
+    """Families by name; those of reasoning-gym, `gym_NAME`, are made when they are asked for."""
+
+    def __missing__(self, name: str) -> Task:
+        if not name.startswith(PREFIX):
+            raise KeyError(name)
+        return self.setdefault(name, Gym(name))
+
+    def __contains__(self, name: object) -> bool:
+        """RecipeValueError for a family of reasoning-gym that isn't taken, ResourceError without the
+        package."""
+        if isinstance(name, str) and name.startswith(PREFIX):
+            return bool(self[name])
+        return super().__contains__(name)
+
+
 # Everything that can be practised, and everything that can be examined, by name.
-TASKS: dict[str, Task] = {task.family: task for task in (*BASIC, *LADDER)}
+TASKS = Families({task.family: task for task in (*BASIC, *LADDER)})
 _NEW_TEMPLATES = (NewTemplates(task) for task in TASKS.values() if getattr(task, "templates", False))
-EXAMS: dict[str, Task] = TASKS | {task.family: task for task in _NEW_TEMPLATES}
+EXAMS = Families(TASKS | {task.family: task for task in _NEW_TEMPLATES})
 
 # Families whose turns need the calculator, and families whose problems say themselves which tools are on
 # offer, so that they can't share a conversation with others.
@@ -98,13 +117,21 @@ _ALONE = frozenset({"tables", "programs", "tool_choice"})
 _EVERYDAY = frozenset({"dialogue", "tool_choice", "tool_choice_templates"})
 
 
-def check_families(names: Iterable[str], where: str, known: Iterable[str] = TASKS) -> None:
-    """RecipeValueError for a name that isn't known."""
-    known = list(known)
+def check_families(
+    names: Iterable[str], where: str, known: Collection[str] = TASKS, *, worked: bool = False
+) -> None:
+    """RecipeValueError for a name that isn't known, or for a family without worked solutions where there
+    have to be some."""
     for name in names:
         if name not in known:
             raise RecipeValueError(
-                f"{where}: there is no family {name!r}", fix=f"choose from {', '.join(known)}"
+                f"{where}: there is no family {name!r}",
+                fix=f"choose from {', '.join(known)} (or {PREFIX}NAME, with the extra gym)",
+            )
+        if worked and not getattr(TASKS[name], "worked", True):
+            raise RecipeValueError(
+                f"{where}: {name} has no worked solutions to imitate",
+                fix="use it in rl, expert, distill or eval",
             )
 
 

@@ -57,7 +57,7 @@ class SftSettings:
 
     def check(self, tables: Mapping[str, Any]) -> None:
         """RecipeValueError for a family that doesn't exist."""
-        check_families(self.families, "sft.families")
+        check_families(self.families, "sft.families", worked=True)
 
     def shares(self) -> dict[str, float]:
         """Family -> share. RecipeValueError when all are zero."""

@@ -6,15 +6,15 @@ come sentences about what is ("Ben has 3 more than Anna", in any order), then wh
 time, then a question. A third of the stories hold a sentence that doesn't matter.
 
 The thinking first reads and then reckons. Its first line is the story without its words, a sign for each
-sentence in the story's order: `Anna A = Ben B+5, -, Ben B=12, Anna A-4, ? Anna A*2` (`-` doesn't matter; a
-name brings the letter that stands for it). That is a translation, with one small place to look at for each
-word written, and the only part in which names and languages differ. Then one quantity a line, `A=B+5=12+5=17,
-A17`, in an order in which each is known when it is needed, without what isn't needed: how it comes about, as
-the first line says it, then with values, and at the end the value to look up later: what stands last behind
-the letter. A model of 3 million parameters that looked for whose quantities in the story itself took a number
-from a wrong sentence in 30 stories of 100; with names alone and values at the end of lines it read well and
-then took somebody else's or an older value; with letters alone it looked up well and had read a wrong letter
-(docs/lab-log.md, 2026-11-28). So names are what is read, and letters what is reckoned with.
+sentence in the story's order: `Anna = Ben+5, -, Ben = 12, Anna-4, ? Anna*2` (`-` doesn't matter). That is a
+translation, with one small place to look at for each word written, and the only part in which languages
+differ. Then one quantity a line, `Anna = Ben+5=12+5=17, Anna 17`, in an order in which each is known when it
+is needed, without what isn't needed: how it comes about, as the first line says it, then with values, and at
+the end the value to look up later: what stands last behind the name. Each line begins with a space, so that
+a name is the same token there as in the story. Models of 3 million parameters that looked for whose
+quantities in the story itself took a number from a wrong sentence; with values at the end of lines like
+`Anna: Ben+5=12+5=17` they took an older or somebody else's; with letters that stand for the names they read
+a wrong letter (docs/lab-log.md, 2026-11-28 and 2026-11-29).
 
 What a story says (`Fact`s) is drawn without regard to language; the words stand in `phrases/stories.toml`.
 Three things decide the split:
@@ -31,6 +31,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,9 @@ _DISTRACTED = 1 / 3
 # What a sentence says, without its words; by wording where that turns it round ("Anna has 3 more than Ben"
 # and "Ben has 3 fewer than Anna" are one fact).
 READ: dict[str, tuple[str, ...]] = {
-    "say.have": ("{a}={n}",),
-    "say.boxes": ("{a}={k}*{n}",),
-    "daily": ("{a}={k}*{n}",),
+    "say.have": ("{a} = {n}",),
+    "say.boxes": ("{a} = {k}*{n}",),
+    "daily": ("{a} = {k}*{n}",),
     "say.more": ("{b} = {a}+{n}",),
     "say.fewer": ("{b} = {a}-{n}", "{a} = {b}+{n}"),
     "say.times": ("{b} = {a}*{n}",),
@@ -98,14 +99,15 @@ class Step:
         """Whether there is nothing to work out."""
         return self.form in ("{0}", str(self.value))
 
-    def line(self, letters: dict[int, str]) -> str:
-        """`B=A+5=12+5=17, B17`; `B17` when it is given."""
-        sides = [self.form.format(*(letters[n] for n in self.needs)), self.form.format(*self.known)]
+    def line(self, names: Sequence[str]) -> str:
+        """`Anna = Ben+5=12+5=17, Anna 17`; `Anna 17` when it is given."""
+        form = re.sub(r"([-+*/]){", r" \1 {", self.form)
+        sides = [form.format(*(names[n] for n in self.needs)), self.form.format(*self.known)]
         working = "=".join(dict.fromkeys([*sides, str(self.value)]))
         if self.person < 0:
             return working
-        letter = letters[self.person]
-        return f"{letter}{self.value}" if self.given else f"{letter}={working}, {letter}{self.value}"
+        name = names[self.person]
+        return f"{name} {self.value}" if self.given else f"{name} = {working}, {name} {self.value}"
 
 
 @dataclass
@@ -347,23 +349,15 @@ def told(story: Story, language: str) -> str:
     return " ".join(sentence(fact, story, language) for fact in story.facts())
 
 
-def reading(story: Story, names: list[str]) -> tuple[str, dict[int, str]]:
-    """The story without its words, for `names` of its people, and the letters that stand for them in it:
-    A for who comes first, and so on."""
-    letters: dict[int, str] = {}
-
-    def mention(match: re.Match[str]) -> str:
-        person = fact.people["abc".index(match[1])]
-        letters.setdefault(person, "ABCD"[len(letters) % 4])
-        return f"{names[person]} {letters[person]}"
-
+def reading(story: Story, names: Sequence[str]) -> str:
+    """The story without its words, for `names` of its people."""
     signs = []
     for fact in story.facts():
         group = fact.style.partition(".")[0]
         forms = READ[fact.style if group in ("say", "ask") else group]
-        form = re.sub(r"{([abc])}", mention, forms[fact.wording % len(forms)])
-        signs.append(form.format(**fact.numbers))
-    return ", ".join(signs), letters
+        said = {letter: names[person] for letter, person in zip("abc", fact.people, strict=False)}
+        signs.append(forms[fact.wording % len(forms)].format(**said, **fact.numbers))
+    return ", ".join(signs)
 
 
 # ---- splits
@@ -421,16 +415,16 @@ class Stories:
         answer = str(steps[-1].value)
         if steps[-1].given:  # the last quantity is the answer: no line of its own
             steps.pop()
-        read, letters = reading(story, names)
-        data: dict[str, Any] = {"reading": read, "lines": [step.line(letters) for step in steps]}
-        data |= {"operations": level}
+        data: dict[str, Any] = {"reading": reading(story, names), "operations": level}
+        data |= {"lines": [step.line(names) for step in steps]}
         data |= {"template": template(story, self.language), "predicates": story_predicates(story)}
         return Problem(self.family, level, content(story), told(story, self.language), answer, data)
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
         """The story without its words, then one quantity a line: whose it is and how it comes about."""
         lines = [problem.data["reading"], *problem.data["lines"]]
-        return [Piece(Kind.THINK, "\n".join(lines)), Piece(Kind.SAY, problem.answer)]
+        thought = "".join(f" {line}\n" for line in lines)[:-1]  # a name is the same token wherever it stands
+        return [Piece(Kind.THINK, thought), Piece(Kind.SAY, problem.answer)]
 
     def verify(self, problem: Problem, answer: str | None) -> Verdict:
         """The number and nothing else; leniently the last number."""
