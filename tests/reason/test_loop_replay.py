@@ -1,9 +1,13 @@
 """The loop over the real engine: a transcript, replayed through the decoder, gives the log-probabilities
 that the engine reported, across tool results and whatever else shared the batch."""
 
+import copy
+
 import pytest
 import torch
 from family_templates import FAMILIES, family_folder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams
@@ -11,6 +15,7 @@ from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.reason.foreign import chat_of
 from ayllu.reason.loop import answer_batch, answer_stream
+from ayllu.reason.thinking import bounded
 from ayllu.reason.transcript import Chat, Kind
 from ayllu.text.tokenizer import Tokenizer, train_tokenizer
 from ayllu.tools.calculator import CALCULATOR
@@ -24,8 +29,8 @@ STARTS = [CHAT.start(f"What is {n} + {n * n}?", tools=BOX.names) for n in range(
 def random_decoder(vocabulary, context):
     """Weights so large that it says a bit of everything."""
     torch.manual_seed(0)
-    settings = ModelSettings(width=32, layers=2, head_dim=16, context=context)
-    decoder = Decoder(settings.config(vocabulary)).float().eval()
+    shape = ModelSettings(width=32, layers=2, head_dim=16, context=context)
+    decoder = Decoder(shape.config(vocabulary)).float().eval()
     with torch.no_grad():
         for parameter in decoder.parameters():
             if parameter.ndim == 2:
@@ -55,6 +60,49 @@ def test_replay_gives_the_reported_log_probabilities(model):
         assert replayed == pytest.approx(answer.logprobs, abs=2e-4)
         stretches += sum(span.kind == Kind.RESULT for span in answer.transcript.spans)
     assert stretches >= 3, "some answers went on after a tool result"
+
+
+def rounded(model):
+    """The model whose weights are those that an engine with bfloat16 weights holds."""
+    copy_ = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copy_.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+    return copy_
+
+
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**40),
+    temperature=st.sampled_from([0.4, 1.0, 1.7]),
+    slots=st.integers(1, 6),
+    weights=st.sampled_from(["float32", "bfloat16"]),
+    speculate=st.sampled_from([None, "ngram"]),
+    constrain=st.booleans(),
+    budget=st.one_of(st.none(), st.integers(0, 12)),
+    again=st.booleans(),
+)
+def test_replay_whatever_was_asked_for(
+    model, seed, temperature, slots, weights, speculate, constrain, budget, again
+):
+    """Any seed and temperature, weights, guesses ahead, calls held to schemas, bounded thinking, a prefix
+    that is in the cache already: what the engine reports is the model's own log-probability."""
+    params = SamplingParams(max_tokens=60, seed=seed, temperature=temperature)
+    params = bounded(params, CHAT, STARTS[0], budget)
+    with Engine(
+        model, weights=weights, max_sequences=slots, speculate=speculate, tokenizer=CHAT.tokenizer
+    ) as engine:
+        found = answer_batch(engine, CHAT, STARTS[:3], BOX, params, constrain=constrain)
+        if again:
+            found = answer_batch(engine, CHAT, STARTS[:3], BOX, params, constrain=constrain)
+    judge, near = (model, 3e-4) if weights == "float32" else (rounded(model), 0.05)
+    for answer in found:
+        ids, mask = answer.transcript.ids(), answer.transcript.sampled()
+        assert sum(mask) == answer.tokens == len(answer.logprobs)
+        with torch.no_grad():
+            logprobs_TV = torch.log_softmax(judge(torch.tensor([ids]))[0].float(), -1)
+        replayed = [float(logprobs_TV[at - 1, ids[at]]) for at in range(1, len(ids)) if mask[at]]
+        assert replayed == pytest.approx(answer.logprobs, abs=near)
 
 
 def test_replay_of_another_familys_format(tmp_path):

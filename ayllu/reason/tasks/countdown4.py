@@ -3,9 +3,8 @@
 Numbers and targets are those of TinyZero (1-99, 10-99). A line of the search makes two steps, says which
 number is left and tries what the last step can give: `63-17=46 46+4=50 9: +59 -41`. The second step either
 takes the third number to the first value or joins the other two numbers (`63-17=46 9-4=5: +51 -41`, where
-none is left). A last step is written as its sign and value, and only when that could be a target: with the
-whole sum and with values of any size lines were nearly twice as long, and the room for thinking held half as
-many (docs/lab-log.md, 2026-11-29).
+none is left). A last step is written as its sign and value, and only when that could be a target: written
+whole, and whatever the value, lines took half as many tokens again (docs/lab-log.md, 2026-11-29).
 
 A deal has some 70 such lines, too many to write, and for one deal in four only one in sixty hits, so that an
 expert that searched blindly would give up often and a model would learn to give up. The expert here is lucky
