@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from ayllu.errors import AylluError
 
 
 def clock(seconds: float) -> str:
@@ -63,3 +67,23 @@ class Progress:
         else:
             sys.stderr.write(line + "\n")
         sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def every(seconds: float, work: Callable[[], object]) -> Iterator[None]:
+    """Do `work` again and again while the block runs, that long apart, in a thread. What fails with an error
+    of ours is left for the next time; the block's end waits for one that has begun."""
+    done = threading.Event()
+
+    def again() -> None:
+        while not done.wait(seconds):
+            with contextlib.suppress(AylluError, OSError):
+                work()
+
+    thread = threading.Thread(target=again, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

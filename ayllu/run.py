@@ -36,7 +36,7 @@ from ayllu.errors import (
 )
 from ayllu.files import locked, make_folder, read_json, sha256_json, typed_os_errors, write_json, write_text
 from ayllu.marker import damaged, made_by, output_files, read_marker, take_rows, used
-from ayllu.progress import Progress, clock
+from ayllu.progress import Progress, clock, every
 from ayllu.recipe import TABLES, compose, load_name, nearest, read_recipe, to_toml
 from ayllu.stage import StageContext
 from ayllu.stages import (
@@ -54,6 +54,7 @@ from ayllu.stages import (
 )
 
 REPORT = "ayllu.report:write_report"
+LIVE = 20.0  # seconds between two reports while a stage is at work
 TICK = 2.0  # seconds between two writings of the clock: what a kill can make it forget
 
 
@@ -272,6 +273,7 @@ class Run:
             self.clock.running(stage.name, fingerprint, made_from) as entry,
             typed_os_errors(stage.folder(self.folder)),
             typed_memory_errors(stage.name),
+            every(LIVE, self.write_report),
         ):
             use_threads(threads)
             function = load_name(stage.function)
@@ -362,15 +364,14 @@ class Run:
 
 
 def rewrite_report(folder: Path) -> Path:
-    """Make the report of a run folder anew from its markers; where the page is.
+    """Make the report of a run folder anew from its markers and metrics; where the page is.
 
     Raises InputNotFoundError when `folder` holds no run.
     """
     if not (folder / "recipe.toml").is_file():
         raise InputNotFoundError(f"{folder} is not the folder of a run", fix="name one, such as runs/demo")
-    with locked(folder / ".lock"):
-        plan = Plan(read_recipe(folder / "recipe.toml"), {})
-        Run(folder, plan, stages_of(plan.recipe)).write_report()
+    plan = Plan(read_recipe(folder / "recipe.toml"), {})  # without the lock: a run under way has one too
+    Run(folder, plan, stages_of(plan.recipe)).write_report()
     return folder / "report.html"
 
 

@@ -206,6 +206,7 @@ def test_json_has_the_numbers_that_programs_rely_on(run: Path) -> None:
     write_report(run, RECIPE, finished_stages())
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert report["finished"] is True and report["missing"] == []
+    assert 'http-equiv="refresh"' not in (run / "report.html").read_text(encoding="utf-8")
     assert report["wall_seconds"] == pytest.approx(630.8)
     assert report["stages"]["sft"]["seconds"] == 214.0
     assert report["pretrain"]["bits_per_byte"] == 1.893 and report["pretrain"]["xz_bits_per_byte"] == 2.214
@@ -227,8 +228,9 @@ def test_a_run_that_stopped_early_names_what_is_missing(run: Path, done: int) ->
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert report["finished"] is False
     assert report["missing"] == list(STAGES[done:])
-    shown = Reader((run / "report.html").read_text(encoding="utf-8")).text
-    assert "This run is not finished" in shown
+    html = (run / "report.html").read_text(encoding="utf-8")
+    shown = Reader(html).text
+    assert "This run is not finished" in shown and 'http-equiv="refresh"' in html
     if "eval" in report["missing"]:
         assert report["evals"] == {}
         assert "Accuracy on held-out problems: not there" in shown and "after RL" not in shown

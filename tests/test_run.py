@@ -19,6 +19,7 @@ from typing import Any
 import fake_run
 import pytest
 
+from ayllu import run as run_module
 from ayllu import stages as stages_module
 from ayllu.errors import (
     DiskFullError,
@@ -304,6 +305,22 @@ def test_a_half_done_stage_of_other_settings_is_not_gone_on_with(place: Path) ->
     assert len(old) == 1 and (old[0] / "state.json").exists() and (old[0] / "metrics.jsonl").exists()
     rows = [json.loads(line) for line in (place / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+
+
+def test_the_report_lives_while_a_stage_is_at_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written before the first stage is done; that it can't be written for a while stops nothing."""
+    seen, real = list[int](), fake_run.report
+
+    def recording(folder: Path, recipe: dict[str, Any], stages: dict[str, Any]) -> None:
+        seen.append(len(stages))
+        if len(seen) == 1:
+            raise DiskFullError("full")
+        real(folder, recipe, stages)
+
+    monkeypatch.setattr(fake_run, "report", recording)
+    monkeypatch.setattr(run_module, "LIVE", 0.02)
+    assert fake_run.run(recipe(place, "[count]\nsteps = 12\npause = 0.05\n"))["finished"]
+    assert seen[:3] == [0, 0, 0] and seen[-1] == 3 and sorted(seen) == seen
 
 
 def test_until_stops_after_a_stage(place: Path) -> None:

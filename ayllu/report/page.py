@@ -24,6 +24,9 @@ LANGUAGES = {"en": "English", "de": "German", "te": "Telugu"}
 Rows = dict[str, list[dict[str, Any]]]
 
 
+REFRESH = '<meta http-equiv="refresh" content="30">\n'  # a run under way writes its report again and again
+
+
 def page(name: str, report: dict[str, Any], metrics: Rows) -> str:
     """The whole report of run `name` as one HTML document."""
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
@@ -47,6 +50,7 @@ def page(name: str, report: dict[str, Any], metrics: Rows) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CSP}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{'' if report['finished'] else REFRESH}"
         f"<title>{safe(name)}: run report</title>\n<style>\n{style}</style></head>\n"
         f"<body><main>\n{body}\n</main></body></html>\n"
     )
