@@ -434,6 +434,23 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
         ],
         ["calculator"],
     ),
+    "said before a call": (
+        [
+            user("17 + 5?"),
+            {"role": "assistant", "content": "Let me see.", "tool_calls": [call(SUM)]},
+            {"role": "tool", "content": "22"},
+            {"role": "assistant", "content": "22"},
+            user("And 3 * 4?"),
+            {
+                "role": "assistant",
+                "content": "So.",
+                "reasoning_content": "a product",
+                "tool_calls": [call(SUM)],
+            },
+            {"role": "tool", "content": "12"},
+        ],
+        ["calculator"],
+    ),
     "a failed call": (
         [*ASKED_AND_CALLED[:2], {"role": "tool", "content": "error: no such tool"}],
         ["calculator"],

@@ -377,10 +377,13 @@ def _message_spans(message: dict[str, Any]) -> list[tuple[Kind, str]]:
         return [(Kind.USER, content)]
     if role == "tool":
         return [(Kind.RESULT, content)]
-    spans = []
-    if thought := message.get("reasoning_content") or message.get("reasoning"):
+    spans, calls = [], message.get("tool_calls") or ()
+    thought = message.get("reasoning_content") or message.get("reasoning") or ""
+    if calls and content:  # an answer ends the turn: what was said before a call has no place but a thought's
+        thought, content = "\n".join(text for text in (thought, content) if text), ""
+    if thought:
         spans.append((Kind.THINK, thought))
-    for call in message.get("tool_calls") or ():
+    for call in calls:
         function = call["function"]
         spans.append((Kind.CALL, f"{function['name']} {function['arguments']}"))
     if content:

@@ -273,3 +273,16 @@ def test_the_system_line():
 
 def test_a_span_without_ids_is_not_whole():
     assert not CHAT.is_closed(Span(Kind.SAY, ())) and not CHAT.is_closed(Span(Kind.USER, (CHAT.bos,)))
+
+
+def test_what_is_said_before_a_call_does_not_end_the_turn() -> None:
+    """OpenAI's messages may say something and call; in this form an answer is the end."""
+    call = {"id": "1", "type": "function", "function": {"name": "calculator", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "12 + 3?"},
+        {"role": "assistant", "content": "Let me see.", "reasoning_content": "a sum", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "15"},
+    ]
+    spans = CHAT.from_messages(messages).spans
+    assert [span.kind for span in spans] == [Kind.USER, Kind.THINK, Kind.CALL, Kind.RESULT]
+    assert CHAT.text(spans[1]) == "a sum\nLet me see."
