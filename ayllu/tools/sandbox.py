@@ -203,7 +203,7 @@ class Sandbox:
         if not start.whole:  # nobody could tell any more what a call adds
             text = f"the work folder holds too many files, or more than {folders.DEEPEST} levels of folders\n"
             return Outcome("", text, None, "disk", 0.0)
-        before = folders.paths(folder)
+        before = folders.sizes(folder)
         request = {"folder": name, "limits": asdict(self.limits), "code": code, "show_value": show_value}
         started = time.monotonic()
         control, out, err = self._submit(request)
@@ -221,9 +221,8 @@ class Sandbox:
                 why=f"a wall of the sandbox did not rise: {report['wall']}: {report['reason']}",
                 fix="run it again; if it stays so, make a new Sandbox, which looks at the machine anew",
             )
-        if why is None and self._overfull(folder, start):
-            why = "disk"
-        if why == "disk":
+        if why == "disk" or self._overfull(folder, start):  # also after a stop for another reason
+            why = why or "disk"
             folders.restore(folder, before)
         status = report.get("status")
         if why is None and (status is None or status < 0):

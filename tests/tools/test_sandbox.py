@@ -102,11 +102,20 @@ def test_what_is_too_large_may_shrink_but_not_grow(tmp_path):
         grow = "for name in ('a', 'b'): open(name, 'ab').write(bytes({} << 20))"
         assert kept.run("import os; os.mkdir('deep'); " + grow.format(1).replace("for", "\nfor")).ok
         assert kept.run(grow.format(2)).why_stopped == "disk"
-        assert (tmp_path / "a").stat().st_size > 1 << 20, "what was there is not taken away"
+        assert (tmp_path / "a").stat().st_size == 1 << 20, "cut to what it was, and not taken away"
+        for name in "abcde":  # more than is allowed, but not by a program
+            with open(tmp_path / name, "ab") as file:
+                file.write(bytes(1 << 20))
         assert kept.run("print(1)").ok
-        assert kept.run("open('more', 'wb').write(bytes(2 << 20))").why_stopped == "disk"
-        assert sorted(os.listdir(tmp_path)) == ["a", "b", "deep"]
-        assert kept.run("import os; os.remove('a'); open('more', 'wb').write(bytes(1 << 19))").ok
+        for _ in range(3):  # a bound that rose with each call would be none
+            assert kept.run(grow.format(1)).why_stopped == "disk"
+            assert kept.run("open('more', 'wb').write(bytes(2 << 20))").why_stopped == "disk"
+        assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d", "deep", "e"]
+        assert (tmp_path / "a").stat().st_size == 2 << 20
+        remove = "import os; os.remove('a'); os.remove('b')"
+        assert kept.run(f"{remove}; open('more', 'wb').write(bytes(1 << 19))").ok
+        for name in "cde":
+            (tmp_path / name).unlink()
         many = "import os\nfor n in range(90): open(f'deep/{n}', 'w')"
         assert kept.run(many).why_stopped == "disk" and os.listdir(tmp_path / "deep") == []
         deep = "import os\nos.chdir('deep')\nfor n in range(35): os.mkdir('d'); os.chdir('d')"
@@ -115,7 +124,47 @@ def test_what_is_too_large_may_shrink_but_not_grow(tmp_path):
         for n in range(170):  # more than a call's additions could be told from
             (tmp_path / f"mine-{n}").touch()
         assert kept.run("print(1)").why_stopped == "disk"
-    assert len(os.listdir(tmp_path)) == 173
+    assert len(os.listdir(tmp_path)) == 172
+
+
+def test_what_a_flood_leaves_is_taken_back_too(tmp_path):
+    """The call is stopped for its output; its files are over the limit all the same."""
+    code = "open('more', 'wb').write(bytes(3 << 20)); open('most', 'wb').write(bytes(3 << 20))"
+    with Sandbox(tmp_path, Limits(disk=4 << 20, entries=20)) as kept:
+        assert kept.run(f"{code}\nwhile True: print('x' * 9999)").why_stopped in ("output", "disk")
+        assert os.listdir(tmp_path) == [] and kept.run("print(1)").ok
+
+
+def test_a_folder_that_hides_its_content_hides_nothing(tmp_path):
+    with Sandbox(tmp_path, Limits(disk=4 << 20)) as kept:
+        hidden = "import os; os.mkdir('d', 0o300)\nfor n in 'ab': open(f'd/{n}', 'wb').write(bytes(3 << 20))"
+        assert kept.run(hidden).why_stopped == "disk" and os.listdir(tmp_path) == []
+        assert kept.run("import os; os.mkdir('d', 0o300); open('d/precious', 'w').write('x')").ok
+        assert kept.run("for n in 'ab': open(n, 'wb').write(bytes(3 << 20))").why_stopped == "disk"
+    assert (tmp_path / "d" / "precious").read_text() == "x"
+
+
+def test_restoring_a_folder_goes_around_what_it_may_not_touch(tmp_path, monkeypatch):
+    """Names that were guessed, modes, long paths."""
+    (tmp_path / "data").mkdir(mode=0o755)
+    (tmp_path / "data" / "x").write_text("x")
+    (tmp_path / f".new-{os.getpid()}-1").write_text("mine")
+    before = folder.sizes(tmp_path)
+    (tmp_path / "data" / "x").write_text("xyz")
+    place = tmp_path
+    for _ in range(14):
+        place = place / ("n" * 250)
+        place.mkdir()
+    monkeypatch.chdir(place)
+    for _ in range(6):
+        os.mkdir("n" * 250)
+        os.chdir("n" * 250)
+    os.chdir(tmp_path)
+    assert not folder.extent(tmp_path, 1000).whole
+    folder.restore(tmp_path, before)
+    assert folder.sizes(tmp_path) == before and (tmp_path / "data" / "x").read_text() == "x"
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / f".new-{os.getpid()}-1").read_text() == "mine"
 
 
 @pytest.mark.parametrize("place", [Path.home(), Path("/"), Path(__file__).parents[2]])

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,17 +31,15 @@ class Extent:
 
 
 def extent(folder: Path, most: int) -> Extent:
-    """The extent of `folder`; counting stops after `most` entries or below 32 levels."""
+    """The extent of `folder`; counting stops after `most` entries, below 32 levels, and at a path that the
+    system finds too long."""
     total, entries, todo = 0, 0, [(str(folder), 0)]
     while todo:
         path, depth = todo.pop()
         if depth > DEEPEST:
             return Extent(total, entries, whole=False)
-        with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError),
-            os.scandir(path) as found,
-        ):
-            for entry in found:
+        try:
+            for entry in _listed(path):
                 entries += 1
                 if entries > most:
                     return Extent(total, entries, whole=False)
@@ -47,7 +47,25 @@ def extent(folder: Path, most: int) -> Extent:
                     total += entry.stat(follow_symlinks=False).st_blocks * 512
                 if entry.is_dir(follow_symlinks=False):
                     todo.append((entry.path, depth + 1))
+        except OSError:
+            return Extent(total, entries, whole=False)
     return Extent(total, entries)
+
+
+def _listed(path: str) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder. One of ours that can't be read is made readable, or it would hide what is in it;
+    somebody else's, and one that is gone, is empty."""
+    for attempt in range(2):
+        try:
+            with os.scandir(path) as found:
+                yield from found
+            return
+        except PermissionError:
+            if attempt or Path(path).lstat().st_uid != os.geteuid():
+                return
+            _allow(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
 
 
 def files(folder: Path, most: int) -> list[tuple[str, int]]:
@@ -66,31 +84,40 @@ def files(folder: Path, most: int) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def paths(folder: Path) -> set[str]:
-    """The paths inside `folder` of all that is in it. For a folder whose extent is known."""
-    found, todo = set[str](), [str(folder)]
+def sizes(folder: Path) -> dict[str, int]:
+    """The path inside `folder` of all that is in it, with the bytes of each file. For a folder whose extent
+    is known."""
+    found, todo = dict[str, int](), [str(folder)]
     while todo:
-        with contextlib.suppress(OSError), os.scandir(todo.pop()) as entries:
-            for entry in entries:
-                found.add(os.path.relpath(entry.path, folder))
+        for entry in _listed(todo.pop()):
+            with contextlib.suppress(OSError):
+                found[os.path.relpath(entry.path, folder)] = entry.stat(follow_symlinks=False).st_size
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(entry.path)
     return found
 
 
-def restore(folder: Path, keep: set[str]) -> None:
-    """Remove what isn't among the paths `keep`, and what is in it; files that are, stay as they are now."""
-    moved, todo = 0, [str(folder)]
+def restore(folder: Path, before: dict[str, int]) -> None:
+    """Back to no more than `sizes` said before: what is new is removed, files that have grown are cut to
+    their size of then. What the system doesn't let go stays."""
+    todo = [str(folder)]
     while todo:
-        for entry in list(os.scandir(todo.pop())):
-            if entry.is_dir(follow_symlinks=False):
-                _allow(entry.path)
-            if os.path.relpath(entry.path, folder) not in keep:
-                moved += 1
-                os.rename(entry.path, folder / f".new-{os.getpid()}-{moved}")
-            elif entry.is_dir(follow_symlinks=False):
-                todo.append(entry.path)
-    clear(folder, keep)
+        for entry in list(_listed(todo.pop())):  # of what was there before, so the path is none too long
+            with contextlib.suppress(OSError):
+                size = before.get(os.path.relpath(entry.path, folder))
+                if size is None:
+                    os.rename(entry.path, _spare(folder))
+                elif entry.is_dir(follow_symlinks=False):
+                    todo.append(entry.path)
+                elif entry.is_file(follow_symlinks=False) and entry.stat().st_size > size:
+                    os.truncate(entry.path, size)
+    with contextlib.suppress(OSError):
+        clear(folder, set(before))
+
+
+def _spare(folder: Path) -> Path:
+    """A path directly in `folder` whose name nobody could have guessed."""
+    return folder / f".removed-{secrets.token_hex(12)}"
 
 
 def clear(folder: Path, keep: set[str] | None = None) -> None:
@@ -99,7 +126,6 @@ def clear(folder: Path, keep: set[str] | None = None) -> None:
     Each folder is moved up to the top before it is emptied, so that no path gets long.
     """
     keep = keep or set()
-    moved = 0
     while True:
         left = [entry for entry in os.scandir(folder) if entry.name not in keep]
         if not left:
@@ -112,8 +138,7 @@ def clear(folder: Path, keep: set[str] | None = None) -> None:
             for inner in list(os.scandir(entry.path)):
                 if inner.is_dir(follow_symlinks=False):
                     _allow(inner.path)
-                    moved += 1
-                    os.rename(inner.path, folder / f".emptied-{os.getpid()}-{moved}")
+                    os.rename(inner.path, _spare(folder))
                 else:
                     os.unlink(inner.path)
             os.rmdir(entry.path)
