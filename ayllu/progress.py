@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ayllu.errors import AylluError
-
 
 def clock(seconds: float) -> str:
     """`75` -> `1:15`, `3675` -> `1:01:15`."""
@@ -71,19 +69,23 @@ class Progress:
 
 @contextlib.contextmanager
 def every(seconds: float, work: Callable[[], object]) -> Iterator[None]:
-    """Do `work` again and again while the block runs, that long apart, in a thread. What fails with an error
-    of ours is left for the next time; the block's end waits for one that has begun."""
-    done = threading.Event()
+    """Do `work` again and again while the block runs, that long apart (longer where it takes long itself), in
+    a thread. What fails is left for the next time; the block's end waits for one that has begun."""
+    done, pause = threading.Event(), seconds
 
     def again() -> None:
-        while not done.wait(seconds):
-            with contextlib.suppress(AylluError, OSError):
+        nonlocal pause
+        while not done.wait(pause):
+            begun = time.monotonic()
+            with contextlib.suppress(Exception):  # it is beside the work that matters
                 work()
+            pause = max(seconds, 20 * (time.monotonic() - begun))
 
     thread = threading.Thread(target=again, daemon=True)
-    thread.start()
     try:
+        thread.start()
         yield
     finally:
         done.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()

@@ -72,7 +72,8 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
         _copy_model(context.inputs["verifier"] / "model", folder / VERIFIER)
     if "distill" in context.inputs:
         _copy_model(context.inputs["distill"] / "model", folder / STUDENT)
-        _write_configs(folder / STUDENT, read_json(folder / STUDENT / "config.json"), budgets=False)
+        student = folder / STUDENT
+        _write_configs(student, read_json(student / "config.json"), budgets=taught(student))
     context.progress.update(1, "weights copied")
 
     recipe = _recipe(run)

@@ -31,6 +31,7 @@ from ayllu.errors import (
     FolderReadOnlyError,
     InputNotFoundError,
     ResourceError,
+    RunBusyError,
     RunStoppedError,
     UsageError,
 )
@@ -370,8 +371,11 @@ def rewrite_report(folder: Path) -> Path:
     """
     if not (folder / "recipe.toml").is_file():
         raise InputNotFoundError(f"{folder} is not the folder of a run", fix="name one, such as runs/demo")
-    plan = Plan(read_recipe(folder / "recipe.toml"), {})  # without the lock: a run under way has one too
-    Run(folder, plan, stages_of(plan.recipe)).write_report()
+    plan = Plan(read_recipe(folder / "recipe.toml"), {})
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(RunBusyError):  # a run under way has a report too
+            stack.enter_context(locked(folder / ".lock"))
+        Run(folder, plan, stages_of(plan.recipe)).write_report()
     return folder / "report.html"
 
 

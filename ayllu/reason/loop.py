@@ -110,7 +110,7 @@ class Turn:
         self.session = Session(toolbox, rules or Rules(max_calls=max_calls), recorded=recorded)
         self.handle: Any = None  # the engine's sequence, or None while one is to be submitted
         self.answer: Answer | None = None
-        self.segment = self.thinking = 0
+        self.segment = self.thinking = self.thoughts = 0
         self.logprobs: list[float] = []
         self.reader = chat.reader(transcript)
 
@@ -131,7 +131,7 @@ class Turn:
             room = self.engine.context_length - len(ids)
             params = replace(params, max_tokens=min(params.max_tokens - len(self.logprobs), room))
         if self.segment:
-            params = left_over(params, self.chat, self.transcript, self.thinking)
+            params = left_over(params, self.chat, self.transcript, self.thinking - 2 * self.thoughts)
         self.handle = self.engine.submit(ids, params)
         self.reader = self.chat.reader(self.transcript)
 
@@ -170,7 +170,8 @@ class Turn:
         """What the engine sampled becomes the conversation's."""
         self.logprobs += self.handle.logprobs
         self.transcript = self.chat.extend(self.transcript, self.handle.token_ids)
-        self.thinking += sum(len(span.ids) for span in self.transcript.latest if span.kind == Kind.THINK)
+        thoughts = [len(span.ids) for span in self.transcript.latest if span.kind == Kind.THINK]
+        self.thinking, self.thoughts = self.thinking + sum(thoughts), self.thoughts + len(thoughts)
         self.handle = None
 
     def _finish(self, reason: str, told: str = "") -> list[Event]:

@@ -60,7 +60,8 @@ def bounded(
 
 
 def left_over(params: SamplingParams, chat: Thinker, transcript: Transcript, thought: int) -> SamplingParams:
-    """`params` for what an answer goes on with after a call, when it has `thought` so many tokens already."""
+    """`params` for what an answer goes on with after a call, when it has `thought` so many tokens already
+    (the control tokens not among them)."""
     budget = params.thinking
     if budget is None or budget.maximum is None or chat.thought != (budget.open_id, budget.close_id):
         return params
@@ -72,7 +73,8 @@ def told(messages: Sequence[dict[str, Any]], budget: int) -> list[dict[str, Any]
     """`messages` whose system turn says the budget, in a line of its own at its end."""
     words, found = budget_words(budget), list(messages)
     if found and found[0].get("role") in ("system", "developer") and isinstance(found[0]["content"], str):
-        return [{**found[0], "content": f"{found[0]['content']}\n{words}"}, *found[1:]]
+        text = "\n".join(part for part in (found[0]["content"], words) if part)
+        return [{**found[0], "content": text}, *found[1:]]
     return [{"role": "system", "content": words}, *found]
 
 

@@ -33,7 +33,8 @@ def summarise(
         name: {key: stages[name][key] for key in ("seconds", "peak_memory_mb") if key in stages[name]}
         for name in done
     }
-    missing = [name for name in STAGES if name not in stages]
+    wanted = [name for name in in_order() if name in STAGES or name in recipe]
+    missing = [name for name in wanted if name not in stages]
     report: dict[str, Any] = {
         "finished": not missing,
         "missing": missing,

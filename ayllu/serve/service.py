@@ -146,12 +146,19 @@ class Service:
         offers: Sequence[Offer] = toolbox.tools
         if isinstance(toolbox, CallersTools):
             offers = [msgspec.to_builtins(offer) for offer in request.tools or ()]
-        messages, budget = plain_messages(request), request.thinking_budget
+        wanted = request.max_completion_tokens or request.max_tokens
+        params, ignored = self._params(request, wanted, salt), list[str]()
+        if isinstance(toolbox, CallersTools):
+            params, ignored = held_calls(params, self.chat, request)
+        else:
+            params = held_to_tools(params, self.chat, toolbox)
+        # Where a call has to come at once there is no thought to bound.
+        budget = request.thinking_budget if params.thinking is None else None
+        messages = plain_messages(request)
         if budget is not None and self.defaults.thinking_budgets and isinstance(self.chat, Chat):
             messages = told(messages, budget)
         transcript = self.chat.from_messages(messages, tools=offers, options=request.chat_template_kwargs)
         prompt = len(transcript.ids())
-        wanted = request.max_completion_tokens or request.max_tokens
         context = self.engine.context_length
         if prompt + (wanted or 1) > context:
             raise ContextLengthError(
@@ -160,13 +167,7 @@ class Service:
                 fix="shorten the messages or ask for a shorter answer",
             )
         stop = request.stop or []
-        params, ignored = self._params(request, wanted, salt), list[str]()
-        if isinstance(toolbox, CallersTools):
-            params, ignored = held_calls(params, self.chat, request)
-        else:
-            params = held_to_tools(params, self.chat, toolbox)
-        if params.thinking is None:  # else a call has to come at once, without a thought
-            params = bounded(params, self.chat, transcript, budget)
+        params = bounded(params, self.chat, transcript, budget)
         return Prepared(
             transcript,
             prompt,

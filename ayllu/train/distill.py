@@ -169,7 +169,7 @@ def distill(context: StageContext, settings: DistillSettings, practice: SftSetti
         Loop(context, "distill", student, optimizer, settings.steps).run(
             step, note=lambda row: f"reverse KL {row['kl']:.4f} nats a token"
         )
-    save_into(context, student, tokenizer)
+    save_into(context, student, tokenizer, practice=practice)
     folders = {
         "teacher": context.inputs["rl"] / "model",
         "sft": start,

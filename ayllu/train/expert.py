@@ -74,6 +74,16 @@ def expert(context: StageContext, settings: ExpertSettings, practice: SftSetting
     chat = Chat(tokenizer)
     model = trainable(load_model(context.inputs["sft"] / "model", device=context.device))
     read_given(context, practice)
+    source = Practice(
+        chat,
+        practice.shares(),
+        settings.rows,
+        settings.length,
+        context.seed + 2,
+        budgets=practice.budgets,
+        kept_share=settings.share,
+    )
+    source.look(context.progress, "expert")  # before minutes of sampling
     kept, counts = solutions(context, settings, practice, chat)
     kept = [transcript for transcript in kept if len(transcript.ids()) - 1 <= settings.length]
     if not kept:
@@ -86,18 +96,7 @@ def expert(context: StageContext, settings: ExpertSettings, practice: SftSetting
         model, muon_lr=settings.muon_lr, adam_lr=settings.adam_lr, weight_decay=settings.weight_decay
     )
     dtype = compute_type(context.device)
-    source = Practice(
-        chat,
-        practice.shares(),
-        settings.rows,
-        settings.length,
-        context.seed + 2,
-        budgets=practice.budgets,
-        kept=kept,
-        kept_share=settings.share,
-    )
-
-    source.look(context.progress, "expert")
+    source.kept = kept
 
     def step(number: int) -> dict[str, Any]:
         scale = lr_scale(number, settings.steps, decay=0.7)

@@ -4,7 +4,8 @@ With weights that sum to one over the batch it is the mean negative log-likeliho
 as weights its gradient is the policy gradient (Williams 1992), since d(-A log p) is what both need.
 
 On the CPU in bfloat16 the logits never exist as a whole: rows go through head, softmax, gradient and
-back in pieces that stay in the cache (the idea of fused linear cross-entropy kernels).
+back in pieces that stay in the cache (the idea of fused linear cross-entropy kernels). Elsewhere, and in
+float32, they do up to a gigabyte.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from ayllu.native import ops
 
+_LOGITS = 1 << 28  # of a piece in float32: 1 GB
 _ROWS = 2048  # logits of a piece: 16 MB at 4,096 pieces of vocabulary
 
 
@@ -78,6 +81,21 @@ def head_loss(
     `softcap`: the model's `logit_softcap`."""
     if softcap is None and ops.usable(states_NC):
         return _FusedHeadLoss.apply(states_NC, head_VC, targets_N, weights_N)
+    most = max(1, _LOGITS // len(head_VC))
+    if len(states_NC) <= most:
+        return _plain_head_loss(states_NC, head_VC, targets_N, weights_N, softcap)
+    # Beyond a gigabyte of them logits are made anew for the gradient, a piece at a time.
+    pieces = [
+        checkpoint(_plain_head_loss, x, head_VC, y, w, softcap, use_reentrant=False)
+        for x, y, w in zip(states_NC.split(most), targets_N.split(most), weights_N.split(most), strict=True)
+    ]
+    loss, losses, entropies = zip(*pieces, strict=True)
+    return torch.stack(loss).sum(), torch.cat(losses), torch.cat(entropies)
+
+
+def _plain_head_loss(
+    states_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
     logits_NV = F.linear(states_NC, head_VC.to(states_NC.dtype)).float()
     if softcap is not None:
         logits_NV = softcap * torch.tanh(logits_NV / softcap)

@@ -39,8 +39,8 @@ class StepResult:
 def backward(model: Decoder, batch: Batch, dtype: torch.dtype, *, exact_logits: bool = False) -> StepResult:
     """Add the gradient of sum(weights * losses) to the weights' gradients.
 
-    `exact_logits`: logits and softmax in float32 whatever `dtype` is, so that probabilities are those that
-    a rollout was sampled with (what RL needs: MiniMax-M1, arXiv 2506.13585).
+    `exact_logits`: logits and softmax in float32 whatever `dtype` is, so that no probability is rounded to
+    eight bits beside those that the engine sampled with (what RL needs: MiniMax-M1, arXiv 2506.13585).
     """
     states_BTC = model.states(batch.tokens_BT, document_BT=batch.document_BT, dtype=dtype)
     weights_N = batch.weights_BT.flatten()

@@ -67,7 +67,7 @@ def test_what_was_thought_before_a_call_counts():
     engine = ScriptedEngine(lambda prompt: list(said if prompt.count(result) > 1 else (*thought, *calls)))
     params = bounded(SamplingParams(max_tokens=99), CHAT, START, 10)
     list(answer_stream(engine, CHAT, START, Toolbox([CALCULATOR]), params))
-    spent = len(thought)
+    spent = len(thought) - 2  # the control tokens are free
     assert [s.params.thinking.maximum for s in engine.submitted] == [10, 10 - spent, max(0, 10 - 2 * spent)]
 
 
@@ -88,6 +88,7 @@ def test_a_system_turn_says_it_in_its_last_line():
     user = {"role": "user", "content": "hi"}
     assert told([user], 16) == [{"role": "system", "content": "think: 16"}, user]
     both = [{"role": "developer", "content": "Be kind."}, user]
+    assert told([{"role": "system", "content": ""}, user], 5)[0]["content"] == "think: 5"
     assert told(both, 0) == [{"role": "developer", "content": "Be kind.\nthink: 0"}, user]
 
 

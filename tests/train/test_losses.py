@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ayllu import native
+from ayllu.train import losses
 from ayllu.train.losses import head_loss
 
 
@@ -65,6 +66,17 @@ def test_in_float32_it_is_torchs(rows: int, vocab: int, seed: int) -> None:
         torch.testing.assert_close(ours[name].double(), theirs[name], atol=1e-5, rtol=1e-4)
     for name in ("dx", "dw"):
         torch.testing.assert_close(ours[name].double(), theirs[name], atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_in_pieces_it_is_the_same(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the logits of all rows would be more than a gigabyte."""
+    whole, _ = both(*example(70, 100, 16, 1), kind)
+    monkeypatch.setattr(losses, "_LOGITS", 1700)  # 17 rows
+    pieces, theirs = both(*example(70, 100, 16, 1), kind)
+    for name in whole:
+        torch.testing.assert_close(pieces[name], whole[name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(pieces[name].double(), theirs[name], atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.skipif(native.module() is None, reason="the native extension isn't built here")
