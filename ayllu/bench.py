@@ -263,7 +263,8 @@ def _run(
     if mode == "prefill":
         inner = active_parameters(config) - embedding_parameters(config)
         flops = 2.0 * inner * prompt_tokens / seconds
-        roof = machine.measure_matmul(2048, 2048, 2048, "bfloat16", seconds=0.3)
+        kind = "bfloat16" if machine.multiplies_bfloat16() else "float32"
+        roof = machine.measure_matmul(2048, 2048, 2048, kind, seconds=0.3)
         return {
             "tokens_per_second": prompt_tokens / seconds,
             "gflops": flops / 1e9,

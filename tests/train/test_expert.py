@@ -148,10 +148,22 @@ def test_without_a_right_solution_it_says_so(inputs: dict[str, Path], tmp_path: 
 
 
 @pytest.mark.usefixtures("solver")
-def test_solutions_longer_than_a_row_are_left_out(inputs: dict[str, Path], tmp_path: Path) -> None:
-    settings = replace(SETTINGS, problems=2, length=8, share=1.0)
-    with pytest.raises(TrainingStoppedError, match="fits into 8 tokens"):
-        module.expert(context(tmp_path / "long", inputs), settings, PRACTICE)
+def test_solutions_longer_than_a_row_are_left_out(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Practice fits a row; the model's own answers, of which the first would be longer, don't."""
+    long = answered("1+1=2\n" * 40, PROBLEM.answer).transcript
+    monkeypatch.setattr(module, "solutions", lambda *_: ([long], {}))
+    with pytest.raises(TrainingStoppedError, match="fits into 128 tokens"):
+        module.expert(context(tmp_path / "long", inputs), SETTINGS, PRACTICE)
+
+
+def test_practice_that_does_not_fit_is_said_before_anything_is_sampled(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "solutions", lambda *_: pytest.fail("it was sampled"))
+    with pytest.raises(RecipeValueError, match=r"expert\.length"):
+        module.expert(context(tmp_path / "short", inputs), replace(SETTINGS, length=8), PRACTICE)
 
 
 def test_kept_solutions_take_their_share_of_the_batches() -> None:
