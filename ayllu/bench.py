@@ -263,8 +263,7 @@ def _run(
     if mode == "prefill":
         inner = active_parameters(config) - embedding_parameters(config)
         flops = 2.0 * inner * prompt_tokens / seconds
-        kind = "bfloat16" if machine.multiplies_bfloat16() else "float32"
-        roof = machine.measure_matmul(2048, 2048, 2048, kind, seconds=0.3)
+        roof = machine.measure_matmul(2048, 2048, 2048, machine.product_type(), seconds=0.3)
         return {
             "tokens_per_second": prompt_tokens / seconds,
             "gflops": flops / 1e9,

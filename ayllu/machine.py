@@ -107,10 +107,10 @@ def cpu_features() -> list[str]:
     return []
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether every allowed processor has AVX-512's products of bfloat16 (where nothing has them, float32 is
-    ten times as fast; other processors' were not measured)."""
-    return "avx512_bf16" in cpu_features()
+def product_type() -> str:
+    """What the processors multiply fastest: `bfloat16` where all have AVX-512's products of it, else
+    `float32` (ten times as fast where nothing has them; other processors' were not measured)."""
+    return "bfloat16" if "avx512_bf16" in cpu_features() else "float32"
 
 
 def cuda_may_be_here() -> bool:
