@@ -1,58 +1,34 @@
 """The model at the terminal: one answer (`ayllu run`) and a conversation (`ayllu chat`).
 
 The answer goes to stdout; thinking, tool calls and their results go to stderr, dimmed, so that a pipe
-gets the answer alone. What a model or a tool writes is text and nothing else: control characters are
-taken out before they reach the terminal, where they could rewrite the screen, the title or the
-clipboard (an old class of attacks; ECMA-48 control functions begin with ESC or a C1 character).
+gets the answer alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ayllu.console import harmless, tell
 from ayllu.errors import AylluError, ContextLengthError, NotUtf8Error, RequestError, UsageError
-from ayllu.serve.options import EngineOptions
 
 if TYPE_CHECKING:
-    from ayllu.engine.engine import SamplingParams
-    from ayllu.engine.request import Grammar
-    from ayllu.reason.foreign import TemplateChat
     from ayllu.reason.loop import Answer, Event
-    from ayllu.reason.transcript import Chat, Transcript
-    from ayllu.tools.session import Rules
-    from ayllu.tools.tool import Tool, Toolbox
-
-# C0 without tab and line feed, DEL, C1, and the marks that turn the direction of writing around. The
-# joiners U+200C and U+200D stay: Telugu is written with them.
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-# For a model that continues texts and whose folder doesn't say how to sample: small ones, as most such are,
-# lose the thread at 1, and go round in circles at 0.
-STORY_TEMPERATURE = 0.5
-
-# All tool calls of one answer together: somebody is waiting.
-TOOL_SECONDS = 120.0
+    from ayllu.reason.transcript import Transcript
+    from ayllu.talk import Talk
 
 HELP = """\
   /help    this list
   /reset   forget the conversation and begin a new one
   /quit    leave (Ctrl-D too)
   Ctrl-C   stops an answer"""
-
-
-def harmless(text: str) -> str:
-    """`text` without the characters that command a terminal."""
-    return CONTROLS.sub("", text)
 
 
 class Painter:
@@ -89,143 +65,6 @@ class Painter:
         stream.flush()
 
 
-@dataclass
-class Talk:
-    """A loaded model with all that an answer needs."""
-
-    engine: Any
-    chat: Chat | TemplateChat
-    toolbox: Toolbox
-    params: SamplingParams
-    rules: Rules | None = None
-    constrain: bool = False  # hold calls to the tools' schemas while they are written
-    budget: int | None = None  # tokens of thinking of one answer
-    says_budget: bool = False
-
-    def begin(self, user: str) -> Transcript:
-        """A new conversation's first turn; the tools on offer are named in it, and the budget where the model
-        was taught to mind it."""
-        from ayllu.reason.thinking import budget_words
-
-        system = budget_words(self.budget) if self.says_budget and self.budget is not None else ""
-        return self.chat.start(user, system=system, tools=self.toolbox.tools)
-
-    def bounded(self, transcript: Transcript) -> SamplingParams:
-        """How the answer to a conversation is sampled. RequestError where thinking can't be bounded."""
-        from ayllu.reason.thinking import bounded
-
-        return bounded(self.params, self.chat, transcript, self.budget)
-
-    def go_on(self, transcript: Transcript, user: str) -> Transcript:
-        """A further turn."""
-        from ayllu.reason.transcript import Kind
-
-        return self.chat.add(transcript, Kind.USER, user)
-
-    def answer(self, transcript: Transcript) -> Iterator[Event]:
-        """The events of one answer (ayllu.reason.loop)."""
-        from ayllu.reason.loop import answer_stream
-
-        return answer_stream(
-            self.engine,
-            self.chat,
-            transcript,
-            self.toolbox,
-            self.bounded(transcript),
-            rules=self.rules,
-            constrain=self.constrain,
-        )
-
-
-@contextlib.contextmanager
-def load_talk(
-    folder: Path,
-    *,
-    tools: bool,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int | None,
-    conversing: bool = False,
-    engine: EngineOptions | None = None,
-    further: Sequence[str] = (),
-    budget: int | None = None,
-) -> Iterator[Talk]:
-    """Load the model of `folder`; what is None is as its generation_config.json says.
-
-    `further` tools are those of `ayllu.tools.named`; `budget` is of thinking, in tokens. RequestError when
-    it is to be `conversing` and has no chat format.
-    """
-    from ayllu.engine.engine import Engine, SamplingParams
-    from ayllu.reason.foreign import Continuation, chat_of, no_chat_format
-    from ayllu.reason.thinking import taught
-    from ayllu.serve.service import SamplingDefaults
-    from ayllu.text.tokenizer import Tokenizer
-    from ayllu.tools.named import open_tools
-    from ayllu.tools.session import Rules
-    from ayllu.tools.tool import Toolbox
-
-    tokenizer = Tokenizer.load(folder)
-    chat = chat_of(folder, tokenizer)
-    if conversing and isinstance(chat, Continuation):
-        raise no_chat_format()
-    usual = SamplingDefaults.read(folder)
-    if isinstance(chat, Continuation) and not (folder / "generation_config.json").is_file():
-        usual = SamplingDefaults(temperature=STORY_TEMPERATURE)
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=usual.temperature if temperature is None else temperature,
-        top_k=usual.top_k,
-        top_p=usual.top_p,
-        min_p=usual.min_p,
-        seed=seed,
-    )
-    how = (engine or EngineOptions()).arguments()
-    # What a model of ours has been taught; another's is offered nothing that wasn't asked for.
-    usual_tools = ["calculator"] if tools and tokenizer.native else []
-    with contextlib.ExitStack() as stack:
-        ask = ask_at_terminal if sys.stdin.isatty() else None
-        offered = open_tools(
-            [*usual_tools, *further], stack, ask=ask, tell=lambda text: _tell(harmless(text))
-        )
-        toolbox = Toolbox(offered, confirm=confirm_at_terminal)
-        _try_calls_out(params, chat, toolbox)
-        opened = stack.enter_context(Engine(folder, tokenizer=tokenizer, **how))
-        rules = Rules(seconds=TOOL_SECONDS, once=True)
-        says = budget is not None and tokenizer.native and taught(folder)
-        yield Talk(opened, chat, toolbox, params, rules, constrain=True, budget=budget, says_budget=says)
-
-
-def _try_calls_out(params: SamplingParams, chat: Chat | TemplateChat, toolbox: Toolbox) -> None:
-    """Begin to try the grammar of calls out, which is another process's work, while the weights are read."""
-    from ayllu.engine.grammar import checked
-    from ayllu.reason.loop import held_to_tools
-
-    def work(grammar: Grammar) -> None:
-        with contextlib.suppress(AylluError):  # it comes again where it matters
-            checked(grammar)
-
-    if (held := held_to_tools(params, chat, toolbox).enclosed) is not None:
-        threading.Thread(target=work, args=(held.grammar,), daemon=True).start()
-
-
-def ask_at_terminal(question: str) -> str | None:
-    """The user's answer to a model's question; None where there is none."""
-    _tell(f"\n? {harmless(question)}")
-    try:
-        return input("> ")
-    except (EOFError, KeyboardInterrupt, UnicodeDecodeError):
-        return None
-
-
-def confirm_at_terminal(tool: Tool, arguments: dict[str, Any]) -> bool:
-    """Whether the user lets a tool that changes something run; where nobody can be asked, it doesn't."""
-    if not sys.stdin.isatty():
-        return False
-    shown = json.dumps(arguments, ensure_ascii=False)
-    _tell(f"\n! the model wants to use {tool.name} {harmless(shown)}")
-    return (ask_at_terminal("Let it? y or n") or "").strip().casefold() in ("y", "yes", "j", "ja")
-
-
 def goes_on_with_text(folder: Path) -> bool:
     """Whether the model has no chat format: then it continues a text, which may be empty."""
     from ayllu.reason.foreign import Continuation, chat_of
@@ -252,13 +91,33 @@ def read_prompt(argument: str | None, folder: Path | None = None) -> str:
         raise NotUtf8Error("the prompt on stdin is not UTF-8 text", why=str(error)) from error
 
 
-def one_answer(talk: Talk, prompt: str, *, quiet: bool = False, silent: bool = False) -> dict[str, Any]:
-    """Answer one prompt, painting it as it comes (nothing with `silent`); what happened, as plain values."""
+def one_answer(
+    talk: Talk, prompt: str, *, quiet: bool = False, silent: bool = False, record: Path | None = None
+) -> dict[str, Any]:
+    """Answer one prompt, painting it as it comes (nothing with `silent`); what happened, as plain values.
+
+    The turn is written to `record`."""
     from ayllu.reason.foreign import Continuation
 
     if not prompt.strip() and not isinstance(talk.chat, Continuation):
         raise RequestError("the prompt is empty")
-    return _painted(talk.answer(talk.begin(prompt)), quiet=quiet, silent=silent)
+    events = talk.answer(talk.begin(prompt))
+    if record is not None:
+        events = _recording(events, talk, prompt, record)
+    return _painted(events, quiet=quiet, silent=silent)
+
+
+def _recording(events: Iterator[Event], talk: Talk, prompt: str, path: Path) -> Iterator[Event]:
+    """The same events; a turn that comes to its end is written to `path`."""
+    from ayllu.reason.recorded import RecordedTurn
+
+    said = ""
+    for event in events:
+        said += event.text if event.kind == "say" else ""
+        if event.kind == "done" and event.answer is not None:
+            calls = event.answer.records
+            RecordedTurn.of(prompt, said, talk.params, talk.budget, talk.toolbox, calls).write(path)
+        yield event
 
 
 def _painted(events: Iterable[Event], *, quiet: bool, silent: bool) -> dict[str, Any]:
@@ -334,7 +193,7 @@ def converse(talk: Talk) -> None:
         import readline  # noqa: F401  (line editing and the history of this conversation)
     transcript: Transcript | None = None
     turn = 0
-    _tell("Ask something. /help lists the commands, Ctrl-D leaves.")
+    tell("Ask something. /help lists the commands, Ctrl-D leaves.")
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
@@ -343,7 +202,7 @@ def converse(talk: Talk) -> None:
                 print()
             return
         except KeyboardInterrupt:
-            _tell("\n(Ctrl-D or /quit leaves)")
+            tell("\n(Ctrl-D or /quit leaves)")
             continue
         except UnicodeDecodeError as error:
             raise NotUtf8Error("the input is not UTF-8 text", why=str(error)) from error
@@ -352,11 +211,11 @@ def converse(talk: Talk) -> None:
             return
         if word == "/reset":
             transcript = None
-            _tell("(a new conversation)")
+            tell("(a new conversation)")
         elif word == "/help":
-            _tell(HELP)
+            tell(HELP)
         elif word.startswith("/") and " " not in word:
-            _tell(f"there is no command {harmless(word)}; /help lists them")
+            tell(f"there is no command {harmless(word)}; /help lists them")
         elif word:
             asked = talk.begin(line) if transcript is None else talk.go_on(transcript, line)
             turn += 1
@@ -380,22 +239,17 @@ def _answer_turn(talk: Talk, asked: Transcript) -> Transcript | None:
                 painter.paint(event)
                 if event.kind == "done" and event.answer is not None:
                     if event.answer.finish_reason == "length":
-                        _tell("(cut off: no room or no tokens were left)")
+                        tell("(cut off: no room or no tokens were left)")
                     return event.answer.transcript
                 if stop.is_set():
                     break
     except KeyboardInterrupt:
         pass
     except ContextLengthError as error:
-        _tell(f"{error.what}\nwhat to do: /reset begins a new conversation")
+        tell(f"{error.what}\nwhat to do: /reset begins a new conversation")
         return None
     except AylluError as error:
-        _tell(str(error))
+        tell(str(error))
         return None
-    _tell("\n(stopped; this question and its answer are not remembered)")
+    tell("\n(stopped; this question and its answer are not remembered)")
     return None
-
-
-def _tell(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

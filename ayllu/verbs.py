@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import sys
 from dataclasses import replace
@@ -20,7 +21,8 @@ from ayllu.errors import CutOffError, RequestError, UsageError
 from ayllu.serve.options import HOT, ChoiceOptions, EngineOptions
 
 if TYPE_CHECKING:
-    from ayllu.terminal import Talk
+    from ayllu.reason.recorded import RecordedTurn
+    from ayllu.talk import Talk
 
 Flag = Parameter(negative=())
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
@@ -91,6 +93,8 @@ def run(
     tools: Annotated[bool, Parameter(name="--tools", negative="--no-tools")] = True,
     tool: Annotated[list[str] | None, Parameter(negative=())] = None,
     quiet: Annotated[bool, Flag] = False,
+    record: Path | None = None,
+    replay: Path | None = None,
     as_json: Json = False,
     choice: ChoiceFlags = _ONE,
     engine: EngineFlags = _USUAL,
@@ -116,26 +120,59 @@ def run(
         Offer a further tool: clock, units, sql=FILE, documents=FOLDER, ... (docs/tools.md); repeatable.
     quiet
         Only the answer, no thinking.
+    record
+        Write the turn to this new file: question, sampling, tools, what each call gave.
+    replay
+        Answer the turn of such a file again, without running its calls; an error if it comes out otherwise.
     """
-    from ayllu.terminal import load_talk, one_answer, read_prompt
+    from ayllu.talk import load_talk
+    from ayllu.terminal import one_answer, read_prompt
 
     k = choice.answers(temperature)
     if k and temperature is None:
         temperature = HOT
+    own = [prompt, max_tokens, thinking_budget, temperature, seed, tool, record, None if tools else tools]
+    turn = _turn_to_replay(replay, alone=all(value is None for value in own))
+    if record is not None:
+        seed = _check_record(record, k, seed)
     folder = model_folder(model)
-    question = read_prompt(prompt, folder)
-    wish = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "engine": _named(engine)}
-    with load_talk(folder, tools=tools, further=tool or (), budget=thinking_budget, **wish) as talk:  # type: ignore[arg-type]
+    question = read_prompt(prompt, folder) if turn is None else turn.prompt
+    wish: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    wish |= {"tools": tools, "further": tool or (), "budget": thinking_budget, "replay": turn}
+    with load_talk(folder, engine=_named(engine), **wish) as talk:
         if k:
             said = _chosen(talk, question, k, choice, engine.device, quiet=quiet, silent=as_json)
         else:
-            said = one_answer(talk, question, quiet=quiet, silent=as_json)
+            said = one_answer(talk, question, quiet=quiet, silent=as_json, record=record)
+    if turn is not None:
+        turn.check(said["answer"])
     if as_json:
         print(json.dumps(said, indent=2, ensure_ascii=False))
     if said["finish_reason"] == "length":
         if not said["answer"].strip():
             raise CutOffError(said["tokens"], max_tokens)
         print("(cut off: no room or no tokens were left)", file=sys.stderr)
+
+
+def _turn_to_replay(path: Path | None, *, alone: bool) -> RecordedTurn | None:
+    from ayllu.reason.recorded import RecordedTurn
+
+    if path is not None and not alone:
+        raise UsageError(
+            "--replay brings its own question, sampling and tools",
+            fix="give only the model beside it, and options of the engine",
+        )
+    return RecordedTurn.read(path) if path is not None else None
+
+
+def _check_record(path: Path, k: int, seed: int | None) -> int:
+    """The seed of a turn that is to be recorded: a new one when none was given. UsageError where it can't be
+    recorded."""
+    if k:
+        raise UsageError("a file holds one answer", fix="leave --record out, or --votes and --best-of")
+    if path.exists():
+        raise UsageError(f"{path} exists already", fix="name a file that doesn't")
+    return secrets.randbelow(2**31) if seed is None else seed
 
 
 def _chosen(
@@ -220,7 +257,8 @@ def chat(
     tool
         Offer a further tool: clock, units, sql=FILE, documents=FOLDER, ... (docs/tools.md); repeatable.
     """
-    from ayllu.terminal import converse, load_talk
+    from ayllu.talk import load_talk
+    from ayllu.terminal import converse
 
     folder = model_folder(model)
     wish = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "engine": _named(engine)}

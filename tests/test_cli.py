@@ -22,12 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_engine import Params, ScriptedEngine
 
-from ayllu import cli, terminal, verbs
+from ayllu import cli, talk, verbs
+from ayllu.console import harmless
 from ayllu.errors import AylluError, CutOffError, NotUtf8Error, RequestError, UsageError
 from ayllu.reason import verify, vote
 from ayllu.reason.loop import Answer, Event
 from ayllu.reason.transcript import Chat, Kind, call_text
-from ayllu.terminal import Painter, Talk, harmless
+from ayllu.talk import Talk
+from ayllu.terminal import Painter
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
@@ -251,7 +253,7 @@ def scripted(*_: Any, context: int = 4000, pause: float = 0.0, **options: Any) -
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setattr(terminal, "load_talk", scripted)
+    monkeypatch.setattr(talk, "load_talk", scripted)
     return str(tmp_path)
 
 
@@ -381,7 +383,7 @@ def test_load_errors_keep_their_exit_code(model: str, capsys: Any, monkeypatch: 
         error.exit_code = 5
         raise error
 
-    monkeypatch.setattr(terminal, "load_talk", damaged)
+    monkeypatch.setattr(talk, "load_talk", damaged)
     assert call_cli("run", model, "hi") == 5
     assert "cut short" in capsys.readouterr().err
 
@@ -399,7 +401,7 @@ def test_a_conversation_in_a_pipe(model: str, capsys: Any, monkeypatch: pytest.M
 def test_a_conversation_that_is_full_can_be_begun_anew(
     model: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal, "load_talk", lambda *a, **k: scripted(context=150, **k))
+    monkeypatch.setattr(talk, "load_talk", lambda *a, **k: scripted(context=150, **k))
     lines = "What?\n" + "What long 0123456789 0123456789?\n" * 3 + "/reset\nWhat?\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     assert call_cli("chat", model) == 0
@@ -423,7 +425,7 @@ def read_until(terminal_end: int, wanted: str, seconds: float = 20.0) -> str:
 def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     program = (
-        "import fcntl, termios, test_cli, ayllu.terminal as t, ayllu.cli as c\n"
+        "import fcntl, termios, test_cli, ayllu.talk as t, ayllu.cli as c\n"
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
         "t.load_talk = lambda *a, **k: test_cli.scripted(pause=0.01, **k)\n"
         f"c.main(['chat', {str(tmp_path)!r}])\n"

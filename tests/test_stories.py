@@ -17,7 +17,8 @@ import torch
 import ayllu
 from ayllu.errors import RequestError
 from ayllu.reason.foreign import Continuation, chat_of
-from ayllu.terminal import load_talk, one_answer
+from ayllu.talk import load_talk
+from ayllu.terminal import one_answer
 
 STORIES = Path(__file__).parent / "fixtures" / "stories260K"
 BEGINNING = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."

@@ -68,9 +68,7 @@ def practised_texts(shares: dict[str, float], seed: int) -> Iterator[tuple[str, 
             task, rng = TASKS[family], np.random.default_rng([seed, 7, *family.encode()])
             for i in range(SAMPLE):
                 yield family, task.problem(rng, 1 + i % task.levels, "train").prompt
-            templates = getattr(task, "templates_of", None)
-            if templates is not None:  # finite families are looked at whole
-                yield from ((family, text) for text in templates("train"))
+            yield from ((family, text) for text in task.texts("train"))
 
 
 def refuse_overlap(practised: Iterable[tuple[str, str]], folders: Sequence[Path]) -> int:

@@ -35,7 +35,8 @@ from ayllu.reason.tasks.long_arithmetic import LongArithmetic
 from ayllu.reason.tasks.number_theory import NumberTheory
 from ayllu.reason.tasks.paths import Paths
 from ayllu.reason.tasks.programs import Programs
-from ayllu.reason.tasks.stories import LANGUAGES, Stories
+from ayllu.reason.tasks.stories import Stories
+from ayllu.reason.tasks.story_words import LANGUAGES
 from ayllu.reason.tasks.tables import Tables
 from ayllu.reason.tasks.tool_choice import ToolChoice
 from ayllu.reason.tasks.zebra import Zebra
@@ -107,7 +108,7 @@ class Families(dict[str, Task]):
 
 # Everything that can be practised, and everything that can be examined, by name.
 TASKS = Families({task.family: task for task in (*BASIC, *LADDER)})
-_NEW_TEMPLATES = (NewTemplates(task) for task in TASKS.values() if getattr(task, "templates", False))
+_NEW_TEMPLATES = (NewTemplates(task) for task in TASKS.values() if task.templates)
 EXAMS = Families(TASKS | {task.family: task for task in _NEW_TEMPLATES})
 
 # Families whose turns need the calculator, and families whose problems say themselves which tools are on
@@ -128,7 +129,7 @@ def check_families(
                 f"{where}: there is no family {name!r}",
                 fix=f"choose from {', '.join(known)} (or {PREFIX}NAME, with the extra gym)",
             )
-        if worked and not getattr(TASKS[name], "worked", True):
+        if worked and not TASKS[name].worked:
             raise RecipeValueError(
                 f"{where}: {name} has no worked solutions to imitate",
                 fix="use it in rl, expert, distill or eval",

@@ -10,9 +10,10 @@ never practised.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -53,17 +54,31 @@ class Verdict:
     why: str = ""
 
 
-class Task(Protocol):
-    """One family. `problem` draws from one split only; `trace` is the expert's worked solution."""
+class Task(ABC):
+    """One family: its name, its levels (1 .. `levels`), whether it has the split `templates`, and whether
+    there are worked solutions to imitate."""
 
     family: str
     levels: int
+    templates: bool = True
+    worked: bool = True
 
-    def problem(self, rng: Generator, level: int, split: str) -> Problem: ...
+    @abstractmethod
+    def problem(self, rng: Generator, level: int, split: str) -> Problem:
+        """One problem at random, from that split alone."""
 
-    def trace(self, problem: Problem, rng: Generator) -> list[Piece]: ...
+    @abstractmethod
+    def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
+        """The expert's worked solution: the whole turn of the assistant."""
 
-    def verify(self, problem: Problem, answer: str | None) -> Verdict: ...
+    @abstractmethod
+    def verify(self, problem: Problem, answer: str | None) -> Verdict:
+        """What an answer is worth; None stands for a turn that ended without one."""
+
+    def texts(self, split: str) -> Sequence[str]:
+        """All the questions of a family that has only so many, for the search for leaks; none of one whose
+        questions are made as they are drawn."""
+        return ()
 
 
 def split_of(key: str) -> str:
@@ -90,8 +105,10 @@ def held_out(name: str, share: float) -> bool:
     return bucket < share * 2**32
 
 
-class NewTemplates:
+class NewTemplates(Task):
     """A family's problems of held-out templates, as a family of its own. They are for examination only."""
+
+    templates = False
 
     def __init__(self, task: Task) -> None:
         self.task, self.family, self.levels = task, f"{task.family}_templates", task.levels

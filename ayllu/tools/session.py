@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from ayllu.errors import RequestError
 from ayllu.tools.tool import Result, Toolbox, whole
@@ -148,22 +147,3 @@ def _another(why: str) -> RequestError:
         why=why,
         fix="use the records, the model, the seed and the settings of one and the same turn",
     )
-
-
-# ---- records as JSON lines
-def to_json(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Plain values, one object a call."""
-    return [asdict(record) for record in records]
-
-
-def from_json(values: Iterable[dict[str, Any]]) -> list[Record]:
-    """The reverse. RequestError for anything else."""
-    kinds = {item.name: item.type for item in fields(Record)}
-    types: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "float": (int, float)}
-    records = []
-    for number, value in enumerate(values, 1):
-        good = isinstance(value, dict) and value.keys() == kinds.keys()
-        if not good or any(type(value[name]) not in types[str(kind)] for name, kind in kinds.items()):
-            raise RequestError(f"record {number} of calls is damaged", fix=f"give {', '.join(kinds)}")
-        records.append(Record(**value))
-    return records

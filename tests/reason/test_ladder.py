@@ -10,6 +10,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from drawn import problems, thinking, traced, value
 
 from ayllu.errors import BadFileError, InputNotFoundError, RecipeValueError
 from ayllu.reason.practice import (
@@ -31,7 +32,6 @@ from ayllu.reason.tasks import (
     knights,
     paths,
     programs,
-    stories,
     tables,
     tool_choice,
     zebra,
@@ -50,20 +50,6 @@ LONGEST = {
     "paths": 420, "stories_en": 750, "stories_de": 800, "stories_te": 800,
     "tables": 560, "tool_choice": 220, "programs": 420,
 }  # fmt: skip
-
-
-def problems(task, split="train", n=80, seed=0):
-    rng = np.random.default_rng(seed)
-    return [task.problem(rng, 1 + i % task.levels, split) for i in range(n)]
-
-
-def traced(task, n=80, seed=0):
-    rng = np.random.default_rng(seed)
-    return [(p, task.trace(p, rng)) for p in problems(task, "train", n, seed)]
-
-
-def thinking(task, n=80):
-    return [(p, t[0].text.split("\n"), t[-1].text) for p, t in traced(task, n) if t[0].kind == Kind.THINK]
 
 
 families = pytest.mark.parametrize("task", GENERATED, ids=lambda task: task.family)
@@ -162,11 +148,6 @@ def test_everything_can_be_rendered_and_read_back():
 
 # ---- lines of working: every equation is true
 EQUATION = re.compile(r"(?<![\w.])((?:\d+|[-+*/()])+)=(\d+(?:\*\d+\+\d+)?)(?!\d)")
-
-
-def value(text):
-    assert re.fullmatch(r"[\d+\-*/()]+", text), text
-    return eval(text.replace("/", "//"))
 
 
 @pytest.mark.parametrize("family", ["number_theory", "bases", "countdown4", "countdown3_patient", "dates"])
@@ -340,103 +321,6 @@ def test_paths_are_shortest_by_another_algorithm():
         assert not task.verify(p, f"{longer} = {p.data['length']}").lenient
 
 
-# ---- word problems
-def test_the_grammar_is_as_large_as_it_says():
-    assert len(set(stories.predicates())) >= 200
-    styles = {f"say.{n}" for n in stories.words()["say"]} | {f"ask.{n}" for n in stories.words()["ask"]}
-    assert len(styles) >= 12
-    for group in ("say", "ask"):
-        for style in stories.words()[group].values():
-            assert all(len(style[language]) >= 2 for language in stories.LANGUAGES)
-
-
-@pytest.mark.parametrize("language", stories.LANGUAGES)
-def test_stories_say_all_their_numbers_and_hold_templates_out(language):
-    task = TASKS[f"stories_{language}"]
-    train = problems(task, "train", 120)
-    new = problems(task, TEMPLATES, 60)
-    assert {p.data["template"] for p in train}.isdisjoint(
-        p.data["template"] for p in new if stories.held_out(p.data["template"], 0.12)
-    )
-    known = {q for p in train for q in p.data["predicates"]}
-    for p in new:
-        held = stories.held_out(p.data["template"], 0.12)
-        assert held or any(q not in known for q in p.data["predicates"])
-    for p in train:
-        assert not re.search(r"[{}\[\]]|\b[01]\b", p.prompt), "slots filled; never one of a thing"
-        given = set(re.findall(r"\d+", p.prompt))
-        known_values = dict[str, int]()
-        for line in p.data["lines"]:
-            # Anna = Ben+5=12+5=17, Anna 17 or Anna 17, where it is given; at the end the sum alone
-            working, comma, stated = line.rpartition(", ")
-            if not comma and "=" in line:
-                working, stated = line, ""
-            name, _, number = stated.rpartition(" ")
-            if stated and working:
-                whose, _, working = working.partition(" = ")
-                assert whose == name
-            first, *more = (working or number).replace(" ", "").split("=")
-            names = [n for n in known_values if n in first]
-            if names:  # their latest values in their places are the second side
-                for n in sorted(names, key=len, reverse=True):
-                    first = first.replace(n, str(known_values[n]))
-                assert more.pop(0) == first
-            else:  # nobody's quantity is needed: all numbers stand in the story
-                assert set(re.findall(r"\d+", first)) <= given
-            assert set(re.findall(r"\d+", first)) <= given | set(map(str, known_values.values()))
-            result = int(more[0] if more else first)
-            assert value(first) == result
-            if stated:  # what a later line looks up stands behind the name
-                assert int(number) == result and name in p.prompt
-                known_values[name] = result
-        assert sum("=" in line for line in p.data["lines"]) == p.level
-        assert not p.data["lines"] or str(result) == p.answer
-
-
-@pytest.mark.parametrize("language", stories.LANGUAGES)
-def test_what_was_read_is_enough_to_reckon(language):
-    """A solver that sees nothing but the first line gets every answer."""
-    task = TASKS[f"stories_{language}"]
-    for p, lines, said in thinking(task, 200):
-        value_of = dict[str, int]()
-        assert all(line.startswith(" ") and not line.startswith("  ") for line in lines)
-        lines[0] = lines[0][1:].replace(" = ", "=")
-        lines[0] = re.sub(r" ([-+*/]) |(?<=\?) ", r"\1", lines[0])
-        facts = [sign for sign in lines[0].split(", ") if sign != "-"]
-        assert lines[0].count(",") + 1 >= len(facts) >= 2 and facts[-1].startswith("?")
-
-        def reckon(text, value_of=value_of):
-            for name in sorted(value_of, key=len, reverse=True):
-                text = text.replace(name, str(value_of[name]))
-            return value(text) if re.fullmatch(r"[\d+\-*/]+", text) else None
-
-        equations = [f.split("=") for f in facts if "=" in f]
-        while equations:
-            before = len(equations)
-            for left, right in list(equations):
-                made = reckon(right)
-                if made is not None:
-                    value_of[left] = made
-                elif left in value_of:  # the unknown is the first name of the right side
-                    name, sign, n = re.fullmatch(r"(.+?)([-+*/])(\d+)", right).groups()
-                    turned = {"+": "-", "-": "+", "*": "/", "/": "*"}[sign]
-                    value_of[name] = value(f"{value_of[left]}{turned}{n}")
-                else:
-                    continue
-                equations.remove([left, right])
-            assert len(equations) < before, p.prompt
-        for event in (part for f in facts if "=" not in f and f[0] != "?" for part in f.split()):
-            name = re.split(r"[-+]", event)[0]
-            value_of[name] = reckon(event)
-        assert str(reckon(facts[-1][1:])) == said == p.answer, (p.prompt, lines[0])
-
-
-def test_a_test_story_is_not_practised_in_another_language():
-    tested = {p.key for p in problems(TASKS["stories_en"], "test", 60)}
-    for language in ("de", "te"):
-        assert tested.isdisjoint(p.key for p in problems(TASKS[f"stories_{language}"], "train", 100))
-
-
 # ---- tables, tools, programs
 def test_tables_answer_by_their_own_tool_and_write_nothing():
     task = TASKS["tables"]
@@ -502,7 +386,7 @@ def test_gsm8k_numbers_are_drawn_anew_and_worked_out_again(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(GOOD) + "\n" + json.dumps(ROW) + "\n")
     task = gsm8k.Resampled()
     assert task.read([tmp_path])["templates"] >= 1
-    (split,) = {split for level, split in task.templates if level == 1}
+    (split,) = {split for level, split in task.pools if level == 1}
     rng, seen = np.random.default_rng(0), set()
     for _ in range(40):
         p = task.problem(rng, 1, split)

@@ -17,7 +17,8 @@ from ayllu.model.weights import save_model
 from ayllu.reason.loop import answer_batch, answer_stream
 from ayllu.reason.thinking import MOST, bounded, mark_taught, taught, told
 from ayllu.reason.transcript import Chat, Kind
-from ayllu.terminal import load_talk, one_answer
+from ayllu.talk import load_talk
+from ayllu.terminal import one_answer
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ayllu import terminal
+from ayllu import console
 from ayllu.errors import InputNotFoundError, UsageError
 from ayllu.tools.named import TABLE, open_tools
 from ayllu.tools.tool import Tool, Toolbox
@@ -105,11 +105,11 @@ def test_a_tool_that_changes_something_is_asked_about_at_a_terminal(monkeypatch,
 
     monkeypatch.setattr("builtins.input", answer)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    assert terminal.confirm_at_terminal(pay, {"to": "Eve\x9b31m\u202e"}) is yes
+    assert console.confirm_at_terminal(pay, {"to": "Eve\x9b31m\u202e"}) is yes
     shown = capsys.readouterr().err
     assert 'pay {"to": "Eve31m"}' in shown
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    assert terminal.confirm_at_terminal(pay, {}) is False
+    assert console.confirm_at_terminal(pay, {}) is False
 
 
 def test_a_folder_to_work_in_that_is_none(tmp_path):

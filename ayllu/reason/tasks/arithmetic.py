@@ -11,7 +11,7 @@ import re
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.transcript import Kind
 
 PROMPTS = (
@@ -90,12 +90,11 @@ def remainder_key(x: int, y: int) -> str:
     return f"remainder {x} {y}"
 
 
-class Arithmetic:
+class Arithmetic(Task):
     """Level 1: + and - to 2 digits, products 1x1 to 2x1. Level 2: + and - to 3 digits, products to 2x2."""
 
     family = "arithmetic"
     levels = 2
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Operand lengths are uniform, so that short numbers are not rare."""

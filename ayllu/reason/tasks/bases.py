@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.tasks.number_theory import division
 from ayllu.reason.transcript import Kind
 
@@ -59,13 +59,12 @@ def up_lines(text: str, base: int) -> list[str]:
     return lines
 
 
-class Bases:
+class Bases(Task):
     """Level 1: to 63, between ten and 2 or 8. Level 2: to 255, five bases. Level 3: to 999, also between
     two bases other than ten."""
 
     family = "bases"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A number and two bases; the split goes by the number and both bases."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import PROMPTS, canonical_key, verify_number
 from ayllu.reason.transcript import Kind, call_text
 
@@ -25,12 +25,11 @@ ASKED = (
 _LONGEST = 6
 
 
-class Calculator:
+class Calculator(Task):
     """Levels 1 to 3: numbers to 2, 4 and 6 digits."""
 
     family = "calculator"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Operand lengths uniform from 1 to the level's longest."""

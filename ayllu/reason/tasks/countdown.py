@@ -23,7 +23,7 @@ from fractions import Fraction
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.transcript import Kind
 
 LOW, HIGH = 1, 99  # numbers
@@ -129,13 +129,12 @@ def _reach(values: list[tuple[int, int]], found: set[int]) -> None:
             found.update(over // under for over, under in results if over % under == 0)
 
 
-class Countdown:
+class Countdown(Task):
     """Countdown with three numbers. Level 1: sums and differences are enough; level 2: they are not;
     level 3: the game as it is dealt (four in five deals are level 1)."""
 
     family = "countdown3"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Uniform numbers, then one of the targets that they reach. The split goes by the numbers

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.tasks.countdown import HIGH, LOW, PROMPTS, TARGETS, check, sums
 from ayllu.reason.transcript import Kind
 
@@ -115,13 +115,12 @@ def _keep(found: dict[tuple[str, str], Line], made: tuple[str, str], left: str, 
         found.setdefault(made, Line(made, left, tries))
 
 
-class Countdown4:
+class Countdown4(Task):
     """Level 1: sums and differences are enough; level 2: they are not; level 3: as it is dealt. Targets
     are drawn from those that the search can reach."""
 
     family = "countdown4"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Uniform numbers, then one of their targets. The split goes by the numbers alone."""

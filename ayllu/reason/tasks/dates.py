@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import verify_number
 from ayllu.reason.tasks.number_theory import division
 from ayllu.reason.transcript import Kind
@@ -86,12 +86,11 @@ def weekday_lines(date: datetime.date, names: list[str]) -> list[str]:
     return [*lines, division(total, 7), f"{total % 7} {names[(total % 7 - 1) % 7]}"]
 
 
-class Dates:
+class Dates(Task):
     """Levels 1 to 3: spans to 31, 92 and 366 days; from level 2 on also the weekday of any date."""
 
     family = "dates"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A kind of question, a date of this century, a language. The split goes by the numbers, not by the

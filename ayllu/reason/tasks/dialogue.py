@@ -20,7 +20,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Task, Verdict, split_of
 from ayllu.reason.transcript import Chat, Kind, Transcript
 
 LANGUAGES = ("en", "de", "te")
@@ -119,11 +119,12 @@ def transcript(chat: Chat, pairs: list[tuple[str, str]]) -> Transcript:
     return result
 
 
-class Dialogue:
+class Dialogue(Task):
     """The family as a Task: one turn a problem, level 1 only; several turns come from `turns`."""
 
     family = "dialogue"
     levels = 1
+    templates = False
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """One question; its key is its phrasing."""

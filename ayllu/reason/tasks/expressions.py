@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import canonical_key, remainder_key, verify_number
 from ayllu.reason.transcript import Kind, call_text
 
@@ -119,12 +119,11 @@ def _joined(op: str, left: Node, right: Node) -> Node | None:
     return Node({"+": x + y, "-": x - y, "*": x * y}[op], op, left, right)
 
 
-class Expressions:
+class Expressions(Task):
     """Levels 1 to 4: trees of depth 1 to 4."""
 
     family = "expressions"
     levels = 4
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """One expression; at level 1 remainders are also asked for in words."""

@@ -27,7 +27,7 @@ from pathlib import Path
 from numpy.random import Generator
 
 from ayllu.errors import BadFileError, InputNotFoundError
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Task, Verdict, split_of
 from ayllu.reason.tasks.arithmetic import verify_number
 from ayllu.reason.transcript import Kind, call_text
 from ayllu.tools.calculator import canonical, evaluate
@@ -225,36 +225,37 @@ def draw_numbers(rng: Generator, template: Template) -> tuple[Fraction, ...] | N
     return tuple(drawn) if len(set(drawn)) == len(drawn) else None
 
 
-class Resampled:
+class Resampled(Task):
     """Levels 1 to 3: one or two, three or four, five to eight steps. `read` comes first."""
 
     family = FAMILY
     levels = 3
+    templates = False
 
     def __init__(self) -> None:
-        self.templates: dict[tuple[int, str], list[Template]] = {}
+        self.pools: dict[tuple[int, str], list[Template]] = {}
 
     def read(self, folders: Sequence[Path]) -> dict[str, int]:
         """Take the templates of folders; what became of its rows: `templates`, and each reason against."""
         outcome: dict[str, int] = {"templates": 0}
-        self.templates = {}
+        self.pools = {}
         for row in itertools.chain.from_iterable(map(read_rows, folders)):
             template, why = parse(row["question"], row["answer"])
             why = why.partition(":")[0]
             outcome[why or "templates"] = outcome.get(why or "templates", 0) + 1
             if template:
                 level = 1 if len(template.steps) < 3 else 2 if len(template.steps) < 5 else 3
-                self.templates.setdefault((level, split_of(template.key)), []).append(template)
+                self.pools.setdefault((level, split_of(template.key)), []).append(template)
         return outcome
 
-    def templates_of(self, split: str) -> list[str]:
+    def texts(self, split: str) -> list[str]:
         """The questions of a split as they were given."""
-        pools = (pool for (_, owner), pool in self.templates.items() if owner == split)
+        pools = (pool for (_, owner), pool in self.pools.items() if owner == split)
         return [template.question(template.numbers) for pool in pools for template in pool]
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A variant. The split goes by the template. InputNotFoundError when nothing was read."""
-        pool = self.templates.get((level, split), [])
+        pool = self.pools.get((level, split), [])
         if not pool:
             raise InputNotFoundError(
                 f"{self.family}: there are no rows of GSM8K for level {level}, split {split}",

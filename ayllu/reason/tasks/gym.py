@@ -15,7 +15,7 @@ import importlib.util
 from numpy.random import Generator
 
 from ayllu.errors import RecipeValueError, ResourceError
-from ayllu.reason.task import Piece, Problem, Verdict, split_of
+from ayllu.reason.task import Piece, Problem, Task, Verdict, split_of
 from ayllu.reason.vote import canonical
 
 PREFIX = "gym_"
@@ -39,10 +39,11 @@ def gym_names() -> tuple[str, ...]:
     )
 
 
-class Gym:
+class Gym(Task):
     """One family, as reasoning-gym has it unless told otherwise. It has one level."""
 
     levels = 1
+    templates = False
     worked = False  # there is nothing to imitate
 
     def __init__(self, family: str) -> None:

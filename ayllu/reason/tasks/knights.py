@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.transcript import Kind
 
 NAMES = ("Ada", "Ben", "Carl", "Dora", "Emil", "Fay", "Gita", "Hari", "Ida", "Jon", "Kavi", "Lena")
@@ -92,12 +92,11 @@ def solutions(statements: list[Statement]) -> list[tuple[bool, ...]]:
     ]
 
 
-class Knights:
+class Knights(Task):
     """Levels 1 to 3: two, three and four people."""
 
     family = "knights"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Random statements until exactly one assignment fits. The split goes by the statements."""

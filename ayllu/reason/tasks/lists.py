@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import verify_number
 from ayllu.reason.transcript import Kind
 
@@ -128,12 +128,11 @@ def largest_line(items: list[int]) -> str:
     return ", ".join(f"{n} {max(items[: i + 1])}" for i, n in enumerate(items))
 
 
-class Lists:
+class Lists(Task):
     """Levels 1 to 3: lists to 4, 6 and 8 numbers (3, 4, 5 words), words to 5, 7 and 13 letters."""
 
     family = "lists"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """One of the seven kinds; the split goes by the list without its order, or by the word."""

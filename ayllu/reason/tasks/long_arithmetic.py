@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import (
     PROMPTS,
     add_lines,
@@ -63,12 +63,11 @@ def difference_lines(x: int, y: int) -> list[str]:
     return lines
 
 
-class LongArithmetic:
+class LongArithmetic(Task):
     """Levels 1 to 4: + and - to 3, 4, 5, 6 digits; products to 2x2, 3x1, 3x2, 3x3 digits."""
 
     family = "long_arithmetic"
     levels = 4
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Operand lengths are uniform, so that short numbers are not rare."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import remainder_key, verify_number
 from ayllu.reason.transcript import Kind
 
@@ -130,12 +130,11 @@ def power_lines(x: int, n: int, m: int) -> list[str]:
     return lines
 
 
-class NumberTheory:
+class NumberTheory(Task):
     """Levels 1 to 3: numbers to 60, 200 and 999; from level 2 on also remainders of powers."""
 
     family = "number_theory"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """One kind of question, all equally often; gcd and lcm get a common factor half of the time."""

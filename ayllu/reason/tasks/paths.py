@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.transcript import Kind
 
 NODES = ((4, 4), (5, 5), (6, 7))  # least and most, by level
@@ -59,12 +59,11 @@ def dijkstra(roads: Roads, start: str, goal: str) -> tuple[list[str], list[str],
     return [*lines, f"{goal} {distance[goal]}", back], path[::-1], distance[goal]
 
 
-class Paths:
+class Paths(Task):
     """Levels 1 to 3: four, five, and six or seven places."""
 
     family = "paths"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A random tree that joins all places, and about half as many roads again. The split goes by the

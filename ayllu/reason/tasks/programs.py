@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import verify_number
 from ayllu.reason.transcript import Kind, call_text
 
@@ -229,12 +229,11 @@ KINDS = (
 )
 
 
-class Programs:
+class Programs(Task):
     """Levels 1 to 3: one sum; a condition or a recurrence; a search."""
 
     family = "programs"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """The split goes by the kind and its numbers, not by the words."""

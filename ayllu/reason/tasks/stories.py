@@ -1,9 +1,8 @@
 """Word problems from a grammar of our own, in English, German and Telugu.
 
-Behind each story is a small graph of quantities: how many of some thing each person has, given or
-derived from the quantities of others (after iGSM: Ye et al. 2024, "Physics of Language Models 2.1"). First
-come sentences about what is ("Ben has 3 more than Anna", in any order), then what happens, in order of
-time, then a question. A third of the stories hold a sentence that doesn't matter.
+Behind each story is a small graph of quantities (`story_graph.py`). First come sentences about what is ("Ben
+has 3 more than Anna", in any order), then what happens, in order of time, then a question. A third of the
+stories hold a sentence that doesn't matter. The words stand in `phrases/stories.toml`.
 
 The thinking first reads and then reckons. Its first line is the story without its words, a sign for each
 sentence in the story's order: `Anna = Ben+5, -, Ben = 12, Anna-4, ? Anna*2` (`-` doesn't matter). That is a
@@ -16,7 +15,6 @@ quantities in the story itself took a number from a wrong sentence; with values 
 `Anna: Ben+5=12+5=17` they took an older or somebody else's; with letters that stand for the names they read
 a wrong letter (docs/lab-log.md, 2026-11-28 and 2026-11-29).
 
-What a story says (`Fact`s) is drawn without regard to language; the words stand in `phrases/stories.toml`.
 Three things decide the split:
 
 - Its *predicates* (a verb with a thing: "pick apples") and its *template* (styles, wordings and roles of its
@@ -28,25 +26,19 @@ Three things decide the split:
 
 from __future__ import annotations
 
-import functools
 import re
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import TEMPLATES, Piece, Problem, Verdict, held_out, split_of
+from ayllu.reason.task import TEMPLATES, Piece, Problem, Task, Verdict, held_out, split_of
 from ayllu.reason.tasks.arithmetic import verify_number
+from ayllu.reason.tasks.story_graph import Fact, Story, compose, needed_steps
+from ayllu.reason.tasks.story_words import LANGUAGES, words
 from ayllu.reason.transcript import Kind
 
-LANGUAGES = ("en", "de", "te")
-LARGEST = (20, 60, 100, 120)  # value of any quantity, by level
 _TEMPLATES_HELD, _PREDICATES_HELD = 0.12, 0.08
-_DISTRACTED = 1 / 3
-
 
 # What a sentence says, without its words; by wording where that turns it round ("Anna has 3 more than Ben"
 # and "Ben has 3 fewer than Anna" are one fact).
@@ -71,258 +63,6 @@ READ: dict[str, tuple[str, ...]] = {
     "ask.goal": ("? {n} - {a}",),
     "ask.price": ("? {a}*{n}",),
 }
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One sentence: its style (`say.more`, `gain.buy`), who it is about (numbers of people), its numbers."""
-
-    style: str
-    people: tuple[int, ...]
-    numbers: dict[str, int]
-    wording: int = 0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One quantity: whose it is (-1: nobody's, the answer), how it is made (`{0}+5`, where `{0}` is the
-    quantity of the first of `needs`), what those quantities are, what it is."""
-
-    person: int
-    form: str
-    needs: tuple[int, ...]
-    known: tuple[int, ...]
-    value: int
-
-    @property
-    def given(self) -> bool:
-        """Whether there is nothing to work out."""
-        return self.form in ("{0}", str(self.value))
-
-    def line(self, names: Sequence[str]) -> str:
-        """`Anna = Ben+5=12+5=17, Anna 17`; `Anna 17` when it is given."""
-        form = re.sub(r"([-+*/]){", r" \1 {", self.form)
-        sides = [form.format(*(names[n] for n in self.needs)), self.form.format(*self.known)]
-        working = "=".join(dict.fromkeys([*sides, str(self.value)]))
-        if self.person < 0:
-            return working
-        name = names[self.person]
-        return f"{name} {self.value}" if self.given else f"{name} = {working}, {name} {self.value}"
-
-
-@dataclass
-class Story:
-    """What is told, and the lines of working."""
-
-    thing: tuple[str, int]  # its kind and its number in it
-    other: tuple[str, int] = ("", 0)
-    box: int = 0
-    people: list[int] = field(default_factory=list)  # positions in the list of names
-    static: list[Fact] = field(default_factory=list)
-    events: list[Fact] = field(default_factory=list)
-    question: Fact = field(default_factory=lambda: Fact("", (), {}))
-    value: dict[int, int] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-
-    def facts(self) -> list[Fact]:
-        """All sentences in order."""
-        return [*self.static, *self.events, self.question]
-
-
-@functools.cache
-def words() -> dict[str, Any]:
-    """The grammar's words."""
-    path = Path(__file__).parent / "phrases" / "stories.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8"))
-
-
-@functools.cache
-def predicates() -> tuple[str, ...]:
-    """Every verb with every thing that it goes with: `gain.pick apples`."""
-    return tuple(
-        f"{group}.{name} {thing[0]}"
-        for group in ("gain", "loss", "daily")
-        for name, verb in words()[group].items()
-        for kind in verb["with"]
-        for thing in words()["things"][kind]
-    )
-
-
-@functools.cache
-def _verbs(group: str, kind: str) -> tuple[str, ...]:
-    return tuple(f"{group}.{name}" for name, verb in words()[group].items() if kind in verb["with"])
-
-
-# ---- the graph of quantities
-def compose(rng: Generator, level: int) -> Story | None:
-    """A story that needs exactly `level` operations, or None when the draw didn't work out."""
-    kinds = list(words()["things"])
-    story = Story(_draw_thing(rng, kinds))
-    largest = LARGEST[level - 1]
-    if not _begin(rng, story, largest):
-        return None
-    for _ in range(int(rng.integers(0, level + 1))):
-        if not (_happen if rng.random() < 0.45 else _relate)(rng, story, largest):
-            return None
-    if not _ask(rng, story, largest):
-        return None
-    needed = needed_steps(story)
-    if sum(not step.given for step in needed) != level:
-        return None
-    if len(needed) < len(story.steps) - 1:  # one quantity that isn't needed is enough
-        return None
-    # Most draws end above: what decides nothing is drawn for those that are left.
-    story.other = story.thing
-    while story.other == story.thing:
-        story.other = _draw_thing(rng, kinds)
-    story.box = int(rng.integers(len(words()["boxes"])))
-    story.people = rng.choice(len(words()["people"]), 4, replace=False).tolist()
-    order = rng.permutation(len(story.static))
-    story.static = [story.static[i] for i in order]
-    if rng.random() < _DISTRACTED:
-        _distract(rng, story)
-    return story
-
-
-def needed_steps(story: Story) -> list[Step]:
-    """The steps that the answer depends on, in order."""
-    wanted, kept = {-1}, []
-    for step in reversed(story.steps):
-        if step.person in wanted:
-            kept.append(step)
-            wanted.discard(step.person)
-            wanted.update(step.needs)
-    return kept[::-1]
-
-
-def _draw_thing(rng: Generator, kinds: list[str]) -> tuple[str, int]:
-    kind = kinds[rng.integers(len(kinds))]
-    return kind, int(rng.integers(len(words()["things"][kind])))
-
-
-def _set(story: Story, person: int, form: str, value: int, needs: tuple[int, ...] = ()) -> None:
-    story.steps.append(Step(person, form, needs, tuple(story.value[n] for n in needs), value))
-    if person >= 0:
-        story.value[person] = value
-
-
-def _begin(rng: Generator, story: Story, largest: int) -> bool:
-    style = ("say.have", "say.have", "say.boxes", "daily")[rng.integers(4)]
-    if style == "say.have":
-        n = int(rng.integers(3, largest // 2 + 1))
-        story.static.append(Fact(style, (0,), {"n": n}, _wording(rng, style)))
-        _set(story, 0, str(n), n)
-        return True
-    k, n = int(rng.integers(2, 10)), int(rng.integers(2, 13))
-    if style == "daily":
-        verbs = _verbs("daily", story.thing[0])
-        style = verbs[rng.integers(len(verbs))]
-        k = min(k, 7)
-    story.static.append(Fact(style, (0,), {"k": k, "n": n}, _wording(rng, style)))
-    _set(story, 0, f"{k}*{n}", k * n)
-    return k * n <= largest
-
-
-def _relate(rng: Generator, story: Story, largest: int) -> bool:
-    """A new person whose quantity is said by way of others'. Only before anything happens."""
-    new = len(story.value)
-    if story.events or new > 3:
-        return False
-    style = ("more", "fewer", "times", "part", "both")[rng.integers(5)]
-    a = int(rng.integers(new))
-    x = story.value[a]
-    if style == "both":
-        if new < 2:
-            return False
-        b = int((a + 1 + rng.integers(new - 1)) % new)
-        fact = Fact("say.both", (a, b, new), {}, _wording(rng, "say.both"))
-        _set(story, new, "{0}+{1}", x + story.value[b], (a, b))
-    else:
-        if style in ("more", "fewer"):
-            n = int(rng.integers(2, max(3, min(x - 1, largest // 2))))
-            value = x + n if style == "more" else x - n
-        else:
-            choices = [n for n in range(2, 10) if style == "times" or (x % n == 0 and x // n > 1)]
-            if not choices:
-                return False
-            n = choices[rng.integers(len(choices))]
-            value = x * n if style == "times" else x // n
-        fact = Fact(f"say.{style}", (a, new), {"n": n}, _wording(rng, f"say.{style}"))
-        sign = {"more": "+", "fewer": "-", "times": "*", "part": "/"}[style]
-        _set(story, new, f"{{0}}{sign}{n}", value, (a,))
-    story.static.append(fact)
-    return 2 <= story.value[new] <= largest
-
-
-def _happen(rng: Generator, story: Story, largest: int) -> bool:
-    """Somebody gets or loses something, or hands it to somebody else."""
-    a = int(rng.integers(len(story.value)))
-    x = story.value[a]
-    if len(story.value) > 1 and rng.random() < 0.3:
-        b = int((a + 1 + rng.integers(len(story.value) - 1)) % len(story.value))
-        if x < 5:
-            return False
-        n = int(rng.integers(2, x - 2))
-        story.events.append(Fact("say.hand", (a, b), {"n": n}, _wording(rng, "say.hand")))
-        _set(story, a, f"{{0}}-{n}", x - n, (a,))
-        _set(story, b, f"{{0}}+{n}", story.value[b] + n, (b,))
-        return story.value[b] <= largest
-    group = ("gain", "loss")[rng.integers(2)]
-    verbs = _verbs(group, story.thing[0])
-    style = verbs[rng.integers(len(verbs))]
-    n = int(rng.integers(2, max(3, min(x - 1, largest // 2))))
-    value = x + n if group == "gain" else x - n
-    story.events.append(Fact(style, (a,), {"n": n}))
-    _set(story, a, f"{{0}}{'+' if group == 'gain' else '-'}{n}", value, (a,))
-    return 2 <= value <= largest
-
-
-def _ask(rng: Generator, story: Story, largest: int) -> bool:
-    style = ("now", "now", "total", "difference", "share", "goal", "price")[rng.integers(7)]
-    a = int(rng.integers(len(story.value)))
-    x, numbers = story.value[a], dict[str, int]()
-    people: tuple[int, ...] = (a,)
-    if style in ("total", "difference"):
-        if len(story.value) < 2:
-            return False
-        b = int((a + 1 + rng.integers(len(story.value) - 1)) % len(story.value))
-        if style == "difference" and x <= story.value[b]:
-            return False
-        people = (a, b)
-        sign, value = ("+", x + story.value[b]) if style == "total" else ("-", x - story.value[b])
-        form = f"{{0}}{sign}{{1}}"
-    elif style == "now":
-        form, value = "{0}", x
-    elif style == "share":
-        choices = [n for n in range(2, 10) if x % n == 0 and x // n > 1]
-        if not choices:
-            return False
-        numbers["n"] = choices[rng.integers(len(choices))]
-        form, value = f"{{0}}/{numbers['n']}", x // numbers["n"]
-    elif style == "goal":
-        numbers["n"] = x + int(rng.integers(2, max(3, largest // 2)))
-        form, value = f"{numbers['n']}-{{0}}", numbers["n"] - x
-    else:
-        numbers["n"] = int(rng.integers(2, 10))
-        form, value = f"{{0}}*{numbers['n']}", x * numbers["n"]
-    story.question = Fact(f"ask.{style}", people, numbers, _wording(rng, f"ask.{style}"))
-    _set(story, -1, form, value, people)
-    return value <= 2 * largest
-
-
-def _distract(rng: Generator, story: Story) -> None:
-    """A sentence about another thing, or about somebody's age, anywhere after the first sentence."""
-    a = int(rng.integers(len(story.value)))
-    style = ("say.other", "say.age")[rng.integers(2)]
-    fact = Fact(style, (a,), {"n": int(rng.integers(6, 30))}, _wording(rng, style))
-    place = int(rng.integers(1, len(story.static) + 1)) if story.static else 0
-    story.static.insert(place, fact)
-
-
-def _wording(rng: Generator, style: str) -> int:
-    group, _, name = style.partition(".")
-    table = words()[group][name]["en"]
-    return int(rng.integers(len(table))) if isinstance(table, list) else 0
 
 
 # ---- words
@@ -394,11 +134,10 @@ def split_of_story(story: Story, language: str) -> str:
     return split_of(content(story))
 
 
-class Stories:
+class Stories(Task):
     """One language. Levels 1 to 4: operations that the answer needs; quantities to 20, 60, 100, 120."""
 
     levels = 4
-    templates = True  # has a split of that name
 
     def __init__(self, language: str) -> None:
         self.language, self.family = language, f"stories_{language}"

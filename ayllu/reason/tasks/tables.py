@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import TEMPLATES, Piece, Problem, Verdict, held_out, split_of
+from ayllu.reason.task import TEMPLATES, Piece, Problem, Task, Verdict, held_out, split_of
 from ayllu.reason.tasks.database import SqliteDatabase
 from ayllu.reason.transcript import Kind, call_text
 from ayllu.tools.sql import Database, Table, rows_text, sql_tool
@@ -229,12 +229,11 @@ def _database(table: str) -> Database:
     return Database([Table(*json.loads(table))])
 
 
-class Tables:
+class Tables(Task):
     """Level 1: one value or one aggregate; level 2: a condition or an order; level 3: two things at once."""
 
     family = "tables"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A schema of the split, rows, and a question whose answer is unique."""

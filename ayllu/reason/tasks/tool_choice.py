@@ -19,7 +19,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from ayllu.reason.task import TEMPLATES, Piece, Problem, Verdict, held_out, split_of
+from ayllu.reason.task import TEMPLATES, Piece, Problem, Task, Verdict, held_out, split_of
 from ayllu.reason.transcript import Kind
 
 NONE = "none"
@@ -47,12 +47,11 @@ def phrasings(tool: str, templates: bool) -> tuple[str, ...]:
     return tuple(p for p in requests()["tools"][tool] if held_out(f"request {p}", HELD) == templates)
 
 
-class ToolChoice:
+class ToolChoice(Task):
     """Levels 1 to 3: two or three, three to five, four to eight tools on offer."""
 
     family = "tool_choice"
     levels = 3
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A request and the tools on offer. The split goes by the request, its slots filled."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from ayllu.reason.task import Piece, Problem, Verdict, owns, wording
+from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.transcript import Kind
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -127,12 +127,11 @@ def _forced(
     return None
 
 
-class Zebra:
+class Zebra(Task):
     """Level 1: three houses, level 2: four; three attributes each."""
 
     family = "zebra"
     levels = 2
-    templates = True  # has a split of that name
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """The split goes by the clues as a set, with the names of the values."""

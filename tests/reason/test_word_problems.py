@@ -1,0 +1,107 @@
+"""Word problems: the grammar's size, its splits, and lines of working that can be followed."""
+
+import re
+
+import pytest
+from drawn import problems, thinking, value
+
+from ayllu.reason.practice import TASKS
+from ayllu.reason.task import TEMPLATES, held_out
+from ayllu.reason.tasks import story_words
+from ayllu.reason.tasks.story_words import LANGUAGES
+
+
+def test_the_grammar_is_as_large_as_it_says():
+    assert len(set(story_words.predicates())) >= 200
+    styles = {f"{group}.{name}" for group in ("say", "ask") for name in story_words.words()[group]}
+    assert len(styles) >= 12
+    for group in ("say", "ask"):
+        for style in story_words.words()[group].values():
+            assert all(len(style[language]) >= 2 for language in LANGUAGES)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_stories_say_all_their_numbers_and_hold_templates_out(language):
+    task = TASKS[f"stories_{language}"]
+    train = problems(task, "train", 120)
+    new = problems(task, TEMPLATES, 60)
+    assert {p.data["template"] for p in train}.isdisjoint(
+        p.data["template"] for p in new if held_out(p.data["template"], 0.12)
+    )
+    known = {q for p in train for q in p.data["predicates"]}
+    for p in new:
+        held = held_out(p.data["template"], 0.12)
+        assert held or any(q not in known for q in p.data["predicates"])
+    for p in train:
+        assert not re.search(r"[{}\[\]]|\b[01]\b", p.prompt), "slots filled; never one of a thing"
+        given = set(re.findall(r"\d+", p.prompt))
+        known_values = dict[str, int]()
+        for line in p.data["lines"]:
+            # Anna = Ben+5=12+5=17, Anna 17 or Anna 17, where it is given; at the end the sum alone
+            working, comma, stated = line.rpartition(", ")
+            if not comma and "=" in line:
+                working, stated = line, ""
+            name, _, number = stated.rpartition(" ")
+            if stated and working:
+                whose, _, working = working.partition(" = ")
+                assert whose == name
+            first, *more = (working or number).replace(" ", "").split("=")
+            names = [n for n in known_values if n in first]
+            if names:  # their latest values in their places are the second side
+                for n in sorted(names, key=len, reverse=True):
+                    first = first.replace(n, str(known_values[n]))
+                assert more.pop(0) == first
+            else:  # nobody's quantity is needed: all numbers stand in the story
+                assert set(re.findall(r"\d+", first)) <= given
+            assert set(re.findall(r"\d+", first)) <= given | set(map(str, known_values.values()))
+            result = int(more[0] if more else first)
+            assert value(first) == result
+            if stated:  # what a later line looks up stands behind the name
+                assert int(number) == result and name in p.prompt
+                known_values[name] = result
+        assert sum("=" in line for line in p.data["lines"]) == p.level
+        assert not p.data["lines"] or str(result) == p.answer
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_was_read_is_enough_to_reckon(language):
+    """A solver that sees nothing but the first line gets every answer."""
+    task = TASKS[f"stories_{language}"]
+    for p, lines, said in thinking(task, 200):
+        value_of = dict[str, int]()
+        assert all(line.startswith(" ") and not line.startswith("  ") for line in lines)
+        lines[0] = lines[0][1:].replace(" = ", "=")
+        lines[0] = re.sub(r" ([-+*/]) |(?<=\?) ", r"\1", lines[0])
+        facts = [sign for sign in lines[0].split(", ") if sign != "-"]
+        assert lines[0].count(",") + 1 >= len(facts) >= 2 and facts[-1].startswith("?")
+
+        def reckon(text, value_of=value_of):
+            for name in sorted(value_of, key=len, reverse=True):
+                text = text.replace(name, str(value_of[name]))
+            return value(text) if re.fullmatch(r"[\d+\-*/]+", text) else None
+
+        equations = [f.split("=") for f in facts if "=" in f]
+        while equations:
+            before = len(equations)
+            for left, right in list(equations):
+                made = reckon(right)
+                if made is not None:
+                    value_of[left] = made
+                elif left in value_of:  # the unknown is the first name of the right side
+                    name, sign, n = re.fullmatch(r"(.+?)([-+*/])(\d+)", right).groups()
+                    turned = {"+": "-", "-": "+", "*": "/", "/": "*"}[sign]
+                    value_of[name] = value(f"{value_of[left]}{turned}{n}")
+                else:
+                    continue
+                equations.remove([left, right])
+            assert len(equations) < before, p.prompt
+        for event in (part for f in facts if "=" not in f and f[0] != "?" for part in f.split()):
+            name = re.split(r"[-+]", event)[0]
+            value_of[name] = reckon(event)
+        assert str(reckon(facts[-1][1:])) == said == p.answer, (p.prompt, lines[0])
+
+
+def test_a_test_story_is_not_practised_in_another_language():
+    tested = {p.key for p in problems(TASKS["stories_en"], "test", 60)}
+    for language in ("de", "te"):
+        assert tested.isdisjoint(p.key for p in problems(TASKS[f"stories_{language}"], "train", 100))
