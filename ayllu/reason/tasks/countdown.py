@@ -29,7 +29,7 @@ from ayllu.reason.transcript import Kind
 LOW, HIGH = 1, 99  # numbers
 TARGETS = (10, 99)
 PATIENCE = 5  # lines of the expert's search, at the most
-_PRODUCT_BOUND = TARGETS[1] + HIGH
+PRODUCT_BOUND = TARGETS[1] + HIGH  # no larger product helps
 
 PROMPTS = (
     "Use {numbers} to make {target}.",
@@ -64,34 +64,32 @@ def _split_operation(text: str) -> tuple[str, str, str]:
     return text[:position], text[position], text[position + 1 :]
 
 
-def _outer(value: int, third: int, ones: bool) -> Iterator[tuple[str, int]]:
+def _outer(value: int, third: int) -> Iterator[tuple[str, int]]:
     """What the third number can do to a value, in the order in which the trace tries it."""
     high, low = max(value, third), min(value, third)
     yield f"{value}+{third}", value + third
     if high > low:
         yield f"{high}-{low}", high - low
-    if (low > 1 or ones) and value * third <= TARGETS[1]:
+    if low > 1 and value * third <= TARGETS[1]:
         yield f"{value}*{third}", value * third
     if low > 1 and high % low == 0:
         yield f"{high}/{low}", high // low
 
 
-def lines(numbers: tuple[int, ...], *, ones: bool = False) -> list[list[Try]]:
-    """All lines of a search: for each pair and sign, what the third number makes of its value.
-
-    `ones`: products by one, too."""
+def lines(numbers: tuple[int, ...]) -> list[list[Try]]:
+    """All lines of a search: for each pair and sign, what the third number makes of its value."""
     a, b, c = sorted(numbers, reverse=True)
     found = []
     for x, y, z in dict.fromkeys(((a, b, c), (a, c, b), (b, c, a))):  # equal numbers give equal lines
         inner = [(f"{x}+{y}", x + y)]
         if x > y:
             inner.append((f"{x}-{y}", x - y))
-        if (y > 1 or ones) and x * y <= _PRODUCT_BOUND:
+        if y > 1 and x * y <= PRODUCT_BOUND:
             inner.append((f"{x}*{y}", x * y))
         if y > 1 and x % y == 0:
             inner.append((f"{x}/{y}", x // y))
         for text, value in inner:
-            if tries := [Try(text, value, outer, result) for outer, result in _outer(value, z, ones)]:
+            if tries := [Try(text, value, outer, result) for outer, result in _outer(value, z)]:
                 found.append(tries)
     return found
 

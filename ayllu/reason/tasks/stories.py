@@ -4,16 +4,19 @@ Behind each story is a small graph of quantities (`story_graph.py`). First come 
 has 3 more than Anna", in any order), then what happens, in order of time, then a question. A third of the
 stories hold a sentence that doesn't matter. The words stand in `phrases/stories.toml`.
 
-The thinking first reads and then reckons. Its first line is the story without its words, a sign for each
-sentence in the story's order: `Anna = Ben+5, -, Ben = 12, Anna-4, ? Anna*2` (`-` doesn't matter). That is a
-translation, with one small place to look at for each word written, and the only part in which languages
-differ. Then one quantity a line, `Anna = Ben+5=12+5=17, Anna 17`, in an order in which each is known when it
-is needed, without what isn't needed: how it comes about, as the first line says it, then with values, and at
-the end the value to look up later: what stands last behind the name. Each line begins with a space, so that
-a name is the same token there as in the story. Models of 3 million parameters that looked for whose
-quantities in the story itself took a number from a wrong sentence; with values at the end of lines like
-`Anna: Ben+5=12+5=17` they took an older or somebody else's; with letters that stand for the names they read
-a wrong letter (docs/lab-log.md, 2026-11-28 and 2026-11-29).
+The thinking first reads and then reckons. Its first line gives everybody a letter, in the order in which they
+are mentioned: `Anna A, Ben B`. The second is the story without its words, a sign for each sentence in the
+story's order, with each name's letter behind it: `Anna A = Ben B+5, -, Ben B = 12, Anna A-4, ? Anna A*2` (`-`
+doesn't matter). That is a translation, with one small place to look at for each word written, and the only
+part in which names and languages differ. Then one quantity a line, `A = B+5=12+5=17, A17`, in an order in
+which each is known when it is needed, without what isn't needed: how it comes about, as the second line says
+it, then with values, and at the end the value to look up later: what stands last behind the letter. Each line
+begins with a space, so that names and letters are the same tokens everywhere.
+
+Models of 3 million parameters that looked for whose quantities in the story itself took a number from a wrong
+sentence; with values at the end of lines like `Anna: Ben+5=12+5=17` they took an older or another's; with
+letters given as they were needed they read a wrong letter and reckoned well; with names alone they read well
+and reckoned with what is said of another (docs/lab-log.md, from 2026-11-28 on).
 
 Three things decide the split:
 
@@ -27,7 +30,7 @@ Three things decide the split:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.random import Generator
@@ -68,9 +71,7 @@ READ: dict[str, tuple[str, ...]] = {
 # ---- words
 def sentence(fact: Fact, story: Story, language: str) -> str:
     """A fact in words."""
-    group, _, name = fact.style.partition(".")
-    texts = words()[group][name][language]
-    text = texts[fact.wording % len(texts)] if isinstance(texts, list) else texts
+    text = _form(fact, language)
     column = LANGUAGES.index(language)
     people = [words()["people"][story.people[i]] for i in fact.people]
     thing, other = (words()["things"][kind][i][column] for kind, i in (story.thing, story.other))
@@ -84,18 +85,33 @@ def sentence(fact: Fact, story: Story, language: str) -> str:
     return str(text.format(**slots))
 
 
+def _form(fact: Fact, language: str) -> str:
+    group, _, name = fact.style.partition(".")
+    texts = words()[group][name][language]
+    return str(texts[fact.wording % len(texts)] if isinstance(texts, list) else texts)
+
+
 def told(story: Story, language: str) -> str:
     """The whole story."""
     return " ".join(sentence(fact, story, language) for fact in story.facts())
 
 
-def reading(story: Story, names: Sequence[str]) -> str:
+def letters_of(story: Story, language: str) -> dict[int, str]:
+    """A for the person who is mentioned first, and so on."""
+    letters: dict[int, str] = {}
+    for fact in story.facts():
+        for slot in re.findall(r"{([abc])\+?}", _form(fact, language)):
+            letters.setdefault(fact.people["abc".index(slot)], "ABCD"[len(letters)])
+    return letters
+
+
+def reading(story: Story, names: Mapping[int, str]) -> str:
     """The story without its words, for `names` of its people."""
     signs = []
     for fact in story.facts():
         group = fact.style.partition(".")[0]
         forms = READ[fact.style if group in ("say", "ask") else group]
-        said = {letter: names[person] for letter, person in zip("abc", fact.people, strict=False)}
+        said = {slot: names[person] for slot, person in zip("abc", fact.people, strict=False)}
         signs.append(forms[fact.wording % len(forms)].format(**said, **fact.numbers))
     return ", ".join(signs)
 
@@ -149,19 +165,20 @@ class Stories(Task):
             if story is not None and split_of_story(story, self.language) == split:
                 break
         column = LANGUAGES.index(self.language)
-        names = [words()["people"][i][column] for i in story.people]
+        letters = letters_of(story, self.language)
+        named = {who: f"{words()['people'][story.people[who]][column]} {a}" for who, a in letters.items()}
         steps = needed_steps(story)
         answer = str(steps[-1].value)
         if steps[-1].given:  # the last quantity is the answer: no line of its own
             steps.pop()
-        data: dict[str, Any] = {"reading": reading(story, names), "operations": level}
-        data |= {"lines": [step.line(names) for step in steps]}
+        data: dict[str, Any] = {"legend": ", ".join(named.values()), "reading": reading(story, named)}
+        data |= {"lines": [step.line(letters) for step in steps], "operations": level}
         data |= {"template": template(story, self.language), "predicates": story_predicates(story)}
         return Problem(self.family, level, content(story), told(story, self.language), answer, data)
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
-        """The story without its words, then one quantity a line: whose it is and how it comes about."""
-        lines = [problem.data["reading"], *problem.data["lines"]]
+        """Whose letters are whose, the story without its words, then one quantity a line."""
+        lines = [problem.data["legend"], problem.data["reading"], *problem.data["lines"]]
         thought = "".join(f" {line}\n" for line in lines)[:-1]  # a name is the same token wherever it stands
         return [Piece(Kind.THINK, thought), Piece(Kind.SAY, problem.answer)]
 

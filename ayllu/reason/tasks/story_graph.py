@@ -8,7 +8,7 @@ quantities come about, and those that the question depends on are the solution.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from numpy.random import Generator
@@ -45,15 +45,15 @@ class Step:
         """Whether there is nothing to work out."""
         return self.form in ("{0}", str(self.value))
 
-    def line(self, names: Sequence[str]) -> str:
-        """`Anna = Ben+5=12+5=17, Anna 17`; `Anna 17` when it is given."""
+    def line(self, letters: Mapping[int, str]) -> str:
+        """`A = B+5=12+5=17, A17`; `A17` when it is given."""
         form = re.sub(r"([-+*/]){", r" \1 {", self.form)
-        sides = [form.format(*(names[n] for n in self.needs)), self.form.format(*self.known)]
+        sides = [form.format(*(letters[n] for n in self.needs)), self.form.format(*self.known)]
         working = "=".join(dict.fromkeys([*sides, str(self.value)]))
         if self.person < 0:
             return working
-        name = names[self.person]
-        return f"{name} {self.value}" if self.given else f"{name} = {working}, {name} {self.value}"
+        letter = letters[self.person]
+        return f"{letter}{self.value}" if self.given else f"{letter} = {working}, {letter}{self.value}"
 
 
 @dataclass

@@ -80,10 +80,14 @@ class ToolChoice(Task):
         )
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
-        """The name of what would serve, whether it is there, the answer."""
-        wanted = problem.data["wanted"]
-        there = "" if wanted == NONE else ": yes" if wanted in problem.tools else ": no"
-        return [Piece(Kind.THINK, f"{wanted}{there}"), Piece(Kind.SAY, problem.answer)]
+        """The name of what would serve; then what is on offer, one after the other, up to that name; the
+        answer. To say at a glance whether it is there wasn't learnt (lab log, 2026-11-29)."""
+        wanted, thought = problem.data["wanted"], problem.data["wanted"]
+        if wanted != NONE:
+            there = wanted in problem.tools
+            seen = problem.tools[: problem.tools.index(wanted) + 1] if there else problem.tools
+            thought = f"{wanted}: {', '.join(seen)}: {'yes' if there else 'no'}"
+        return [Piece(Kind.THINK, thought), Piece(Kind.SAY, problem.answer)]
 
     def verify(self, problem: Problem, answer: str | None) -> Verdict:
         """Strict: the name and nothing else. Lenient: the only name of a tool in the answer."""
