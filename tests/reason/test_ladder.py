@@ -164,9 +164,14 @@ def test_long_arithmetic():
     for p, lines, said in thinking(TASKS["long_arithmetic"], 200):
         x, op, y = (p.data[name] for name in ("x", "op", "y"))
         assert int(said) == {"+": x + y, "-": x - y, "*": x * y}[op]
-        pending = None
+        pending, rows, counted = None, list[tuple[int, int]](), list[tuple[int, int]]()
         for line in lines:
-            if line.endswith(":"):  # a row or a sum that the next `=` line ends
+            row = re.fullmatch(r"(\d+)\*(\d+) (\d)(:|=\d+)", line)
+            if row:  # one row: the last digit of what is left
+                assert row[2].endswith(row[3]), line
+                pending = int(row[1]) * int(row[3])
+                rows.append((int(row[1]), int(row[2])))
+            elif line.endswith(":"):  # a sum that the next `=` line ends
                 pending = value(line[:-1])
             elif line.startswith("="):
                 assert int(line[1:]) == pending, lines

@@ -4,12 +4,12 @@ The problems are those of `countdown`, their splits too. That expert gives up ea
 to find out; where it is the result that counts, this one is practised: lines in the order of the numbers and
 signs (the larger two first, then + - * /), none left out, until one hits. Each line follows from the one
 before, so there is nothing to remember and no way in a circle, and three numbers have twelve lines at the
-most. Last steps are written as Countdown-4 writes them, sign and value, and only when they could be a target:
-`98-79=19 3: +22 -16 *57`. Divisions that don't work out are written with what remains, `98/79=1r19`, `98+79=177
-4: /44r1`: where only those that do were written, seven of nine misses of a model of 3 million parameters were
-a division that it didn't see (lab log, 2026-11-29). Products by one are tried as well; what stays out of reach,
-some 1 % of the deals, needs a fraction or a product above 198 on the way, and there the answer is an honest
-"no".
+most. Last steps are written as Countdown-4 writes them, sign and value, and only when they could be a
+target: `98-79=19 3: +22 -16 *57`. Divisions that don't work out are written with what remains, `98/79=1r19`,
+`98+79=177 4: /44r1`: where only those that do were written, seven of nine misses of a model of 3 million
+parameters were a division that it didn't see (lab log, 2026-11-29). Products by one are tried as well; what
+stays out of reach, some 1 % of the deals, needs a fraction or a product above 198 on the way, and there the
+answer is an honest "no".
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ def letters_of(story: Story, language: str) -> dict[int, str]:
     letters: dict[int, str] = {}
     for fact in story.facts():
         for slot in re.findall(r"{([abc])\+?}", _form(fact, language)):
-            letters.setdefault(fact.people["abc".index(slot)], "ABCD"[len(letters)])
+            if (person := fact.people["abc".index(slot)]) not in letters:
+                letters[person] = "ABCD"[len(letters)]
     return letters
 
 
