@@ -164,20 +164,41 @@ def test_long_arithmetic():
     for p, lines, said in thinking(TASKS["long_arithmetic"], 200):
         x, op, y = (p.data[name] for name in ("x", "op", "y"))
         assert int(said) == {"+": x + y, "-": x - y, "*": x * y}[op]
-        pending, rows, counted = None, list[tuple[int, int]](), list[tuple[int, int]]()
+        if op == "-":
+            check_difference(x, y, [line for line in lines if re.match(r"\d+-\d+ ", line)])
+            continue
+        pending, rows = None, []
         for line in lines:
-            row = re.fullmatch(r"(\d+)\*(\d+) (\d)(:|=\d+)", line)
-            if row:  # one row: the last digit of what is left
-                assert row[2].endswith(row[3]), line
+            if row := re.fullmatch(
+                r"(\d+)\*(\d+) (\d)(:|=0)", line
+            ):  # that of the last digit of what is left
+                assert row[2].endswith(row[3])
                 pending = int(row[1]) * int(row[3])
-                rows.append((int(row[1]), int(row[2])))
+                rows.append((int(row[1]), row[2]))
             elif line.endswith(":"):  # a sum that the next `=` line ends
                 pending = value(line[:-1])
             elif line.startswith("="):
                 assert int(line[1:]) == pending, lines
-            elif "=" in line and op != "-":
+            else:
+                assert EQUATION.search(line)
                 for left, right in EQUATION.findall(line):
                     assert value(left) == int(right)
+        if op == "*":
+            top, bottom = (x, y) if len(str(x)) >= len(str(y)) else (y, x)
+            assert rows == [(top, str(bottom)[:n]) for n in range(len(str(bottom)), 0, -1)]
+
+
+def check_difference(x, y, lines):
+    """Column by column, what is left of both numbers first; the digits found make up the difference."""
+    x, y, found = max(x, y), min(x, y), ""
+    assert len(lines) == len(str(x))
+    for place, line in enumerate(lines):
+        left, *asked, working = line.split(" ")
+        assert left == f"{x // 10**place}-{y // 10**place}"
+        made, _, digit = working.partition("=")
+        assert value(made) == int(digit) and bool(asked) == bool(re.match(r"1\d-", made))
+        found = digit + found
+    assert int(found) == x - y
 
 
 def test_expressions_call_the_calculator_with_what_was_asked():
@@ -197,13 +218,23 @@ def test_patient_countdown_gives_up_only_when_every_line_was_tried():
     for p, written, said in thinking(task, 300):
         a, b, c = sorted(p.data["numbers"], reverse=True)
         wanted = [
-            f"{x}{sign}{y}={result}"
-            for x, y in dict.fromkeys(((a, b), (a, c), (b, c)))
+            f"{x}{sign}{y}={result}" + (f" {z}:" if sign != "/" or x % y == 0 else f"r{x % y}")
+            for x, y, z in dict.fromkeys(((a, b, c), (a, c, b), (b, c, a)))
             for sign, result in (("+", x + y), ("-", x - y), ("*", x * y), ("/", x // y))
-            if result > 0 and result <= 198 and (sign != "/" or (y > 1 and x % y == 0))
+            if 0 < result <= 198 and (sign != "/" or y > 1)
         ]
-        beginnings = [line.split()[0] for line in written]
+        beginnings = [line.partition(":")[0] + ":" * (":" in line) for line in written]
         assert beginnings == wanted[: len(beginnings)]
+        for line in written:
+            if " " in line:
+                made, other = int(re.search(r"=(\d+) ", line)[1]), int(re.search(r" (\d+):", line)[1])
+                high, low = max(made, other), min(made, other)
+                can = {"+": high + low, "-": high - low, "*": high * low, "/": high // low if low > 1 else 0}
+                tries = [f"{sign}{n}" for sign, n in can.items() if 10 <= n <= 99]
+                if tries and tries[-1][0] == "/" and high % low:
+                    tries[-1] += f"r{high % low}"
+                seen = line.partition(":")[2].rstrip("!").split()
+                assert seen == (tries[: len(seen)] if line.endswith("!") else tries)
         hit = written[-1].endswith("!")
         assert hit or len(beginnings) == len(wanted)
         assert task.verify(p, said).strict == hit and (said == "no") == (not hit)
@@ -369,7 +400,12 @@ def test_the_right_tool_or_none():
     for p, trace in traced(TASKS["tool_choice"], 300):
         assert p.answer in (*p.tools, "none")
         assert (p.answer == p.data["wanted"]) == (p.data["wanted"] in (*p.tools, "none"))
-        assert trace[0].text.startswith(p.data["wanted"])
+        first, *more = trace[0].text.split(": ")
+        assert first == p.data["wanted"]
+        if first != "none":
+            seen, there = more[0].split(", "), more[1] == "yes"
+            assert tuple(seen) == p.tools[: len(seen)] and there == (first in p.tools)
+            assert seen[-1] == first if there else len(seen) == len(p.tools)
         nones += p.answer == "none"
     assert 60 < nones < 180
     for tool in tool_choice.requests()["tools"]:

@@ -36,44 +36,49 @@ def test_stories_say_all_their_numbers_and_hold_templates_out(language):
         assert not re.search(r"[{}\[\]]|\b[01]\b", p.prompt), "slots filled; never one of a thing"
         given = set(re.findall(r"\d+", p.prompt))
         known_values = dict[str, int]()
+        named = dict(reversed(each.rsplit(" ", 1)) for each in p.data["legend"].split(", "))
+        assert "".join(named) == "ABCD"[: len(named)] and all(name in p.prompt for name in named.values())
         for line in p.data["lines"]:
-            # Anna = Ben+5=12+5=17, Anna 17 or Anna 17, where it is given; at the end the sum alone
+            # A = B+5=12+5=17, A17 or A17, where it is given; at the end the sum alone
             working, comma, stated = line.rpartition(", ")
             if not comma and "=" in line:
                 working, stated = line, ""
-            name, _, number = stated.rpartition(" ")
+            letter, number = stated[:1], stated[1:]
             if stated and working:
                 whose, _, working = working.partition(" = ")
-                assert whose == name
+                assert whose == letter
             first, *more = (working or number).replace(" ", "").split("=")
-            names = [n for n in known_values if n in first]
-            if names:  # their latest values in their places are the second side
-                for n in sorted(names, key=len, reverse=True):
-                    first = first.replace(n, str(known_values[n]))
+            if re.search(r"[A-D]", first):  # their latest values in their places are the second side
+                for a in "ABCD":
+                    first = first.replace(a, str(known_values.get(a, "?")))
                 assert more.pop(0) == first
             else:  # nobody's quantity is needed: all numbers stand in the story
                 assert set(re.findall(r"\d+", first)) <= given
             assert set(re.findall(r"\d+", first)) <= given | set(map(str, known_values.values()))
             result = int(more[0] if more else first)
             assert value(first) == result
-            if stated:  # what a later line looks up stands behind the name
-                assert int(number) == result and name in p.prompt
-                known_values[name] = result
+            if stated:  # what a later line looks up stands behind the letter
+                assert int(number) == result and letter in named
+                known_values[letter] = result
         assert sum("=" in line for line in p.data["lines"]) == p.level
         assert not p.data["lines"] or str(result) == p.answer
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_what_was_read_is_enough_to_reckon(language):
-    """A solver that sees nothing but the first line gets every answer."""
+    """A solver that sees nothing but the second line gets every answer, by names and by letters."""
     task = TASKS[f"stories_{language}"]
     for p, lines, said in thinking(task, 200):
         value_of = dict[str, int]()
         assert all(line.startswith(" ") and not line.startswith("  ") for line in lines)
-        lines[0] = lines[0][1:].replace(" = ", "=")
-        lines[0] = re.sub(r" ([-+*/]) |(?<=\?) ", r"\1", lines[0])
-        facts = [sign for sign in lines[0].split(", ") if sign != "-"]
-        assert lines[0].count(",") + 1 >= len(facts) >= 2 and facts[-1].startswith("?")
+        read = lines[1][1:].replace(" = ", "=")
+        for each in lines[0][1:].split(", "):  # name and letter stand together wherever one is named
+            assert each in read or each.split(" ")[0] not in read
+            read = read.replace(each, each[-1])
+        assert not re.search(r"[^-+*/=?, \dA-D]", read)
+        read = re.sub(r" ([-+*/]) |(?<=\?) ", r"\1", read)
+        facts = [sign for sign in read.split(", ") if sign != "-"]
+        assert read.count(",") + 1 >= len(facts) >= 2 and facts[-1].startswith("?")
 
         def reckon(text, value_of=value_of):
             for name in sorted(value_of, key=len, reverse=True):
@@ -98,7 +103,7 @@ def test_what_was_read_is_enough_to_reckon(language):
         for event in (part for f in facts if "=" not in f and f[0] != "?" for part in f.split()):
             name = re.split(r"[-+]", event)[0]
             value_of[name] = reckon(event)
-        assert str(reckon(facts[-1][1:])) == said == p.answer, (p.prompt, lines[0])
+        assert str(reckon(facts[-1][1:])) == said == p.answer, (p.prompt, read)
 
 
 def test_a_test_story_is_not_practised_in_another_language():
