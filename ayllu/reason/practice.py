@@ -44,11 +44,12 @@ from ayllu.reason.thinking import budget_words
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript, system_text
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.python import python_tool
-from ayllu.tools.sandbox import Sandbox
+from ayllu.tools.sandbox import Limits, Sandbox
 from ayllu.tools.tool import Toolbox
 
 CODE_VERSION = 1
 _TURNS = (0.8, 0.13, 0.07)  # chances of one, two, three turns
+PROGRAM_SECONDS = 3.0  # of one program: those of practice need less than one, and a batch waits for each
 BUDGETS = (0, 16, 32, 64, 128, 256, 512)  # tokens of thinking that practice allows
 
 
@@ -143,7 +144,7 @@ def toolbox_for(families: Iterable[str]) -> Iterator[Toolbox]:
     with contextlib.ExitStack() as stack:
         tools = [CALCULATOR]
         if any(family.removesuffix("_templates") == Programs.family for family in families):
-            tools.append(python_tool(stack.enter_context(Sandbox())))
+            tools.append(python_tool(stack.enter_context(Sandbox(limits=Limits(seconds=PROGRAM_SECONDS)))))
         yield Toolbox(tools)
 
 
