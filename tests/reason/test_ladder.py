@@ -167,7 +167,7 @@ def test_long_arithmetic():
         if op == "-":
             check_difference(x, y, [line for line in lines if re.match(r"\d+-\d+ ", line)])
             continue
-        pending, rows = None, []
+        pending, rows, found = None, [], ""
         for line in lines:
             if row := re.fullmatch(
                 r"(\d+)\*(\d+) (\d)(:|=0)", line
@@ -183,6 +183,9 @@ def test_long_arithmetic():
                 assert EQUATION.search(line)
                 for left, right in EQUATION.findall(line):
                     assert value(left) == int(right)
+                if op == "+":
+                    found = re.search(r"=(\d+)", line)[1][-1] + found
+                    assert len(found) == 1 or line.endswith(f" {found}" if line != lines[-1] else f" {said}")
         if op == "*":
             top, bottom = (x, y) if len(str(x)) >= len(str(y)) else (y, x)
             assert rows == [(top, str(bottom)[:n]) for n in range(len(str(bottom)), 0, -1)]
@@ -193,11 +196,12 @@ def check_difference(x, y, lines):
     x, y, found = max(x, y), min(x, y), ""
     assert len(lines) == len(str(x))
     for place, line in enumerate(lines):
-        left, *asked, working = line.split(" ")
+        left, *asked, working, so_far = line.split(" ") if place else [*line.split(" "), ""]
         assert left == f"{x // 10**place}-{y // 10**place}"
         made, _, digit = working.partition("=")
         assert value(made) == int(digit) and bool(asked) == bool(re.match(r"1\d-", made))
         found = digit + found
+        assert so_far == (found if place else "")
     assert int(found) == x - y
 
 

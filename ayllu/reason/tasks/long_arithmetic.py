@@ -11,7 +11,8 @@ What is left to do stands before each row and each pair of digits: of 954*914 th
 4:`, `954*91 1:`, `954*9 9:`, and a difference counts down `306267-66282`, `30626-6628`, `3062-662`. So the
 next digit is always the last of what was written a moment ago. Models of 3 million parameters that had to
 find it in the question lost their place where digits repeat: of eight misses four were the digit of a row,
-three a difference (lab log, 2026-11-29).
+three a difference. What was found so far stands behind each column of a sum or a difference, for the same
+reason: gathered at the end, of two equal digits one was lost (lab log, 2026-11-29).
 """
 
 from __future__ import annotations
@@ -52,24 +53,33 @@ def product_lines(x: int, y: int) -> list[str]:
         lines += row_lines(x, y // 10**place)
         part = x * q * 10**place
         if place and q:
-            lines += [f"{part}+{total}:", *add_lines(part, total), f"={part + total}"]
+            lines += [f"{part}+{total}:", *sum_lines(part, total), f"={part + total}"]
         total += part
     return lines
 
 
+def sum_lines(x: int, y: int) -> list[str]:
+    """417+85 -> 7+5=12, 1+8+1=10 02, 4+0+1=5 502: each column, and from the second on the sum so far."""
+    lines = add_lines(x, y)
+    digits = str(x + y).zfill(len(lines))
+    for place in range(1, len(lines)):
+        lines[place] += " " + (digits if place == len(lines) - 1 else digits[-place - 1 :])
+    return lines
+
+
 def difference_lines(x: int, y: int) -> list[str]:
-    """For x >= y. 417-385 -> 417-385 7-5=2, 41-38 1<8 11-8=3, 4-3 4-3-1=0: what is left, then what is taken
-    away, with what was borrowed before."""
-    borrow, lines = 0, list[str]()
+    """For x >= y. 417-385 -> 417-385 7-5=2, 41-38 1<8 11-8=3 32, 4-3 4-3-1=0 032: what is left, what is taken
+    away, with what was borrowed before, and from the second on the difference so far."""
+    borrow, lines, found = 0, list[str](), ""
     for place, (p, q) in enumerate(zip(reversed(str(x)), reversed(str(y).zfill(len(str(x)))), strict=True)):
         top, taken = int(p), int(q) + borrow
         away = f"{q}-1" if borrow else q
         borrow = int(top < taken)
-        lines.append(
-            f"{x // 10**place}-{y // 10**place} "
-            + (f"{p}<{away.replace('-', '+')} 1" if borrow else "")
-            + f"{p}-{away}={top + 10 * borrow - taken}"
-        )
+        digit = top + 10 * borrow - taken
+        asked = f"{p}<{away.replace('-', '+')} 1" if borrow else ""
+        found = f"{digit}{found}"
+        so_far = f" {found}" if place else ""
+        lines.append(f"{x // 10**place}-{y // 10**place} {asked}{p}-{away}={digit}{so_far}")
     return lines
 
 
@@ -100,7 +110,7 @@ class LongArithmetic(Task):
         the shorter one."""
         x, op, y = problem.data["x"], problem.data["op"], problem.data["y"]
         if op == "+":
-            lines = add_lines(x, y)
+            lines = sum_lines(x, y)
         elif op == "*":
             lines = product_lines(*((x, y) if len(str(x)) >= len(str(y)) else (y, x)))
         elif x >= y:

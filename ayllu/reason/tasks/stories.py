@@ -10,8 +10,10 @@ story's order, with each name's letter behind it: `Anna A = Ben B+5, -, Ben B = 
 doesn't matter). That is a translation, with one small place to look at for each word written, and the only
 part in which names and languages differ. Then one quantity a line, `A = B+5=12+5=17, A17`, in an order in
 which each is known when it is needed, without what isn't needed: how it comes about, as the second line says
-it, then with values, and at the end the value to look up later: what stands last behind the letter. Each line
-begins with a space, so that names and letters are the same tokens everywhere.
+it, then with values, and at the end the value to look up later: what stands last behind the letter. The last
+line is the question, `? A*2=17*2=34`: where it was left out because the answer was known already, models
+ended before they had what was asked for. Each line begins with a space, so that names and letters are the
+same tokens everywhere.
 
 Models of 3 million parameters that looked for whose quantities in the story itself took a number from a wrong
 sentence; with values at the end of lines like `Anna: Ben+5=12+5=17` they took an older or another's; with
@@ -85,10 +87,19 @@ def sentence(fact: Fact, story: Story, language: str) -> str:
     return str(text.format(**slots))
 
 
-def _form(fact: Fact, language: str) -> str:
+def _texts(fact: Fact, language: str) -> list[str]:
     group, _, name = fact.style.partition(".")
     texts = words()[group][name][language]
-    return str(texts[fact.wording % len(texts)] if isinstance(texts, list) else texts)
+    return texts if isinstance(texts, list) else [texts]
+
+
+def _wording(fact: Fact, language: str) -> int:
+    """Its number among those that the language has: where it has fewer, two numbers are one wording."""
+    return fact.wording % len(_texts(fact, language))
+
+
+def _form(fact: Fact, language: str) -> str:
+    return _texts(fact, language)[_wording(fact, language)]
 
 
 def told(story: Story, language: str) -> str:
@@ -120,7 +131,7 @@ def reading(story: Story, names: Mapping[int, str]) -> str:
 # ---- splits
 def template(story: Story, language: str) -> str:
     """What a story is without its numbers, names and things."""
-    parts = [f"{fact.style} {fact.wording} {fact.people}" for fact in story.facts()]
+    parts = [f"{fact.style} {_wording(fact, language)} {fact.people}" for fact in story.facts()]
     return f"{language} " + "; ".join(parts)
 
 
@@ -170,8 +181,6 @@ class Stories(Task):
         named = {who: f"{words()['people'][story.people[who]][column]} {a}" for who, a in letters.items()}
         steps = needed_steps(story)
         answer = str(steps[-1].value)
-        if steps[-1].given:  # the last quantity is the answer: no line of its own
-            steps.pop()
         data: dict[str, Any] = {"legend": ", ".join(named.values()), "reading": reading(story, named)}
         data |= {"lines": [step.line(letters) for step in steps], "operations": level}
         data |= {"template": template(story, self.language), "predicates": story_predicates(story)}

@@ -46,12 +46,12 @@ class Step:
         return self.form in ("{0}", str(self.value))
 
     def line(self, letters: Mapping[int, str]) -> str:
-        """`A = B+5=12+5=17, A17`; `A17` when it is given."""
+        """`A = B+5=12+5=17, A17`; `A17` when it is given; `? A*2=15*2=30` for the question."""
         form = re.sub(r"([-+*/]){", r" \1 {", self.form)
         sides = [form.format(*(letters[n] for n in self.needs)), self.form.format(*self.known)]
         working = "=".join(dict.fromkeys([*sides, str(self.value)]))
         if self.person < 0:
-            return working
+            return f"? {working}"
         letter = letters[self.person]
         return f"{letter}{self.value}" if self.given else f"{letter} = {working}, {letter}{self.value}"
 

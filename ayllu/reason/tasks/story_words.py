@@ -38,7 +38,7 @@ def verbs(group: str, kind: str) -> tuple[str, ...]:
 
 
 def draw_wording(rng: Generator, style: str) -> int:
-    """One of the wordings of a sentence, by number; every language has as many."""
+    """One of the wordings of a sentence, by its number in English; languages with fewer begin again."""
     group, _, name = style.partition(".")
     table = words()[group][name]["en"]
     return int(rng.integers(len(table))) if isinstance(table, list) else 0
