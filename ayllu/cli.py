@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ayllu.console import harmless
 from ayllu.errors import AylluError, UsageError
 from ayllu.files import typed_os_errors
 
@@ -130,7 +131,7 @@ def _run(words: list[str], *, debug: bool) -> int:
         cause = error
     if debug:
         traceback.print_exception(cause)
-    print(f"ayllu: {shown}", file=sys.stderr)
+    print(f"ayllu: {harmless(str(shown))}", file=sys.stderr)
     return shown.exit_code
 
 

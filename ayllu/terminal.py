@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -92,31 +92,33 @@ def read_prompt(argument: str | None, folder: Path | None = None) -> str:
 
 
 def one_answer(
-    talk: Talk, prompt: str, *, quiet: bool = False, silent: bool = False, record: Path | None = None
+    talk: Talk,
+    prompt: str,
+    *,
+    quiet: bool = False,
+    silent: bool = False,
+    on_done: Callable[[Transcript, Answer], None] | None = None,
 ) -> dict[str, Any]:
     """Answer one prompt, painting it as it comes (nothing with `silent`); what happened, as plain values.
 
-    The turn is written to `record`."""
+    `on_done` gets the conversation that was answered, and the answer."""
     from ayllu.reason.foreign import Continuation
 
     if not prompt.strip() and not isinstance(talk.chat, Continuation):
         raise RequestError("the prompt is empty")
-    events = talk.answer(talk.begin(prompt))
-    if record is not None:
-        events = _recording(events, talk, prompt, record)
+    begun = talk.begin(prompt)
+    events = talk.answer(begun)
+    if on_done is not None:
+        events = _watched(events, begun, on_done)
     return _painted(events, quiet=quiet, silent=silent)
 
 
-def _recording(events: Iterator[Event], talk: Talk, prompt: str, path: Path) -> Iterator[Event]:
-    """The same events; a turn that comes to its end is written to `path`."""
-    from ayllu.reason.recorded import RecordedTurn
-
-    said = ""
+def _watched(
+    events: Iterable[Event], begun: Transcript, on_done: Callable[[Transcript, Answer], None]
+) -> Iterator[Event]:
     for event in events:
-        said += event.text if event.kind == "say" else ""
         if event.kind == "done" and event.answer is not None:
-            calls = event.answer.records
-            RecordedTurn.of(prompt, said, talk.params, talk.budget, talk.toolbox, calls).write(path)
+            on_done(begun, event.answer)
         yield event
 
 

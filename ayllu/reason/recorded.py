@@ -6,6 +6,9 @@ does: the same model, seed and settings give the same conversation (`Session`, a
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,12 @@ import msgspec
 from ayllu.engine.request import SamplingParams
 from ayllu.errors import BadFileError, InputNotFoundError, RequestError
 from ayllu.files import read_json, write_json
+from ayllu.reason.loop import Answer
+from ayllu.reason.transcript import Transcript
 from ayllu.tools.session import Record
 from ayllu.tools.tool import Tool, Toolbox
 
+VERSION = 1
 _LIMIT = 64 << 20  # bytes of a file
 _SETTINGS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 
@@ -27,16 +33,22 @@ class Offered(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     description: str
     parameters: dict[str, Any]
-    ends_turn: bool = False
 
 
 class RecordedTurn(msgspec.Struct, forbid_unknown_fields=True):
-    """One turn. `settings`: fields of SamplingParams; `thinking_budget`: tokens, None for no bound."""
+    """One turn. `settings`: fields of SamplingParams; `thinking_budget`: tokens, None for no bound; `engine`:
+    its options, as the command line names them; `prompt_hash`: of the token ids that the model read (they may
+    change with the day, where a chat format says the date)."""
 
+    version: int
     prompt: str
+    prompt_hash: str
     answer: str
+    finish_reason: str
+    tokens: int
     settings: dict[str, float | int | None]
     thinking_budget: int | None
+    engine: dict[str, str | None]
     tools: list[Offered]
     calls: list[Record]
 
@@ -44,29 +56,45 @@ class RecordedTurn(msgspec.Struct, forbid_unknown_fields=True):
     def of(
         cls,
         prompt: str,
-        answer: str,
+        said: str,
+        begun: Transcript,
+        answer: Answer,
+        *,
         params: SamplingParams,
         budget: int | None,
         toolbox: Toolbox,
-        calls: tuple[Record, ...],
+        engine: Mapping[str, str | None],
     ) -> RecordedTurn:
-        """A turn that has just been answered."""
-        tools = [Offered(t.name, t.description, t.parameters, t.ends_turn) for t in toolbox.tools]
-        settings = {name: getattr(params, name) for name in _SETTINGS}
-        return cls(prompt, answer, settings, budget, tools, list(calls))
+        """A turn that has just been answered: `begun` with `answer`, which told the user `said`."""
+        return cls(
+            version=VERSION,
+            prompt=prompt,
+            prompt_hash=_hash(begun.ids()),
+            answer=said,
+            finish_reason=answer.finish_reason,
+            tokens=answer.tokens,
+            settings={name: getattr(params, name) for name in _SETTINGS},
+            thinking_budget=budget,
+            engine=dict(engine),
+            tools=[Offered(tool.name, tool.description, tool.parameters) for tool in toolbox.tools],
+            calls=list(answer.records),
+        )
 
     @classmethod
     def read(cls, path: Path) -> RecordedTurn:
         """InputNotFoundError, or BadFileError for anything but such a file."""
-        if not path.is_file():
+        if not path.exists():
             raise InputNotFoundError(f"{path} doesn't exist", fix="give a file that --record wrote")
-        values = read_json(path, limit=_LIMIT)
         try:
+            values = read_json(path, limit=_LIMIT)
+            json.dumps(values, ensure_ascii=False).encode()  # half a character is no text
             turn = msgspec.convert(values, cls)
+            if turn.version != VERSION:
+                raise ValueError(f"its version is {turn.version}, and {VERSION} is read here")
             if turn.settings.keys() != set(_SETTINGS):
                 raise ValueError(f"settings are {', '.join(_SETTINGS)}")
             turn.params(), turn.toolbox()
-        except (ValueError, TypeError, AttributeError, RequestError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RequestError) as error:
             raise BadFileError(
                 f"{path} is not a recorded turn", why=str(error), fix="give a file that --record wrote"
             ) from error
@@ -82,19 +110,40 @@ class RecordedTurn(msgspec.Struct, forbid_unknown_fields=True):
 
     def toolbox(self) -> Toolbox:
         """The tools that were on offer; none of them can be run."""
-        return Toolbox(
-            Tool(tool.name, tool.description, tool.parameters, _never, ends_turn=tool.ends_turn)
-            for tool in self.tools
-        )
+        return Toolbox(Tool(tool.name, tool.description, tool.parameters, _never) for tool in self.tools)
 
-    def check(self, answer: str) -> None:
-        """RequestError when another answer came out than the one that was recorded."""
-        if answer != self.answer:
-            raise RequestError(
-                "the replayed answer is another one",
-                why=f"recorded was {self.answer[:80]!r}, now it is {answer[:80]!r}",
-                fix="use the same model and the same options of the engine, or read it as what has changed",
+    def check(self, now: RecordedTurn) -> None:
+        """RequestError, saying what, when a turn came out otherwise than this one."""
+        if now.prompt_hash != self.prompt_hash:
+            raise _otherwise(
+                "the model read another prompt",
+                "its tokenizer or its chat format is another, or the format says today's date",
             )
+        if now.calls != self.calls:
+            raise _otherwise("other calls were made", f"{len(self.calls)} then, {len(now.calls)} now")
+        if now.answer != self.answer:
+            raise _otherwise("the answer is another one", _difference(self.answer, now.answer))
+        if (now.finish_reason, now.tokens) != (self.finish_reason, self.tokens):
+            then = f"{self.tokens} tokens, ended by {self.finish_reason}"
+            raise _otherwise("other tokens were sampled", f"{then}; now {now.tokens}, {now.finish_reason}")
+
+
+def _hash(ids: Sequence[int]) -> str:
+    return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
+
+
+def _difference(then: str, now: str) -> str:
+    """The two texts from shortly before where they part."""
+    at = next(
+        (i for i, (a, b) in enumerate(zip(then, now, strict=False)) if a != b), min(len(then), len(now))
+    )
+    start = max(0, at - 20)
+    return f"from character {start} on {then[start : at + 60]!r} then, {now[start : at + 60]!r} now"
+
+
+def _otherwise(what: str, why: str) -> RequestError:
+    fix = "give the model that it was recorded with, or take it as what has changed"
+    return RequestError(f"the replayed turn came out otherwise: {what}", why=why, fix=fix)
 
 
 def _never(arguments: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ worse than none.
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import time
@@ -109,8 +110,21 @@ def check_schema(schema: dict[str, Any]) -> None:
     for name, rule in properties.items():
         if rule.get("type") not in TYPES or not rule.keys() <= PROPERTY_KEYWORDS:
             raise ValueError(f"property {name!r}: {rule} is outside the supported subset of JSON Schema")
+        if not all(_sensible(keyword, value) for keyword, value in rule.items()):
+            raise ValueError(f"property {name!r}: {rule} has a value of another kind than its keyword needs")
     if missing := set(schema.get("required", ())) - properties.keys():
         raise ValueError(f"required but not declared: {sorted(missing)}")
+
+
+def _sensible(keyword: str, value: Any) -> bool:
+    """Whether a keyword of a property has a value that it can have."""
+    if keyword == "enum":
+        return isinstance(value, list | tuple) and all(isinstance(v, str | int | float) for v in value)
+    if keyword == "maxLength":
+        return type(value) is int and value >= 0
+    if keyword in ("minimum", "maximum"):
+        return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, str)
 
 
 def check_arguments(schema: dict[str, Any], arguments: Any) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import pytest
 from scripted_engine import ScriptedEngine
@@ -41,6 +42,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def schema(kind, **more):
+    return {"type": "object", "properties": {"a": {"type": kind} | more}}
+
+
 def ayllu(*words):
     try:
         cli.main([str(word) for word in words])
@@ -59,17 +64,53 @@ def test_a_turn_is_replayed_from_its_file(folder, capsys):
     assert {tool.name for tool in turn.tools} == {"calculator", "clock"} and turn.settings["seed"] is not None
     then = json.loads((folder / "turn.json").read_text())
     for place in (then["calls"][0], then):
-        place["text" if "text" in place else "answer"] = "1999-12-31 23:59"
+        what = "text" if "text" in place else "answer"
+        place[what] = re.sub(r"\d", "1", place[what])
     (folder / "then.json").write_text(json.dumps(then))
-    for name, answer in (("turn.json", said), ("then.json", "1999-12-31 23:59\n")):
+    for name, answer in (("turn.json", said), ("then.json", re.sub(r"\d", "1", said))):
         assert ayllu("run", folder / "model", "--replay", folder / name) == 0
         assert capsys.readouterr().out == answer
+
+
+def test_fewer_calls_than_recorded_are_an_error_too(folder, capsys):
+    file = folder / "turn.json"
+    assert ayllu("run", folder / "model", "Now?", "--tool", "clock", "--record", file) == 0
+    turn = json.loads(file.read_text())
+    file.write_text(json.dumps(turn | {"calls": [*turn["calls"], turn["calls"][0]]}))
+    assert ayllu("run", folder / "model", "--replay", file, "--json") == 2
+    shown = capsys.readouterr()
+    assert "other calls were made" in shown.err and "2 then, 1 now" in shown.err
+    assert json.loads(shown.out[shown.out.index("{") :])["answer"], "what came out is told all the same"
+
+
+def test_a_file_cannot_command_the_terminal(folder, capsys):
+    file = folder / "turn.json"
+    assert ayllu("run", folder / "model", "Now?", "--tool", "clock", "--record", file) == 0
+    turn = json.loads(file.read_text())
+    turn["calls"][0]["name"] = "\x1b]0;owned\x07"
+    for change in (turn, turn | {"\x1b[2J": 1}):
+        file.write_text(json.dumps(change))
+        assert ayllu("run", folder / "model", "--replay", file) in (2, 5)
+        assert not set("\x1b\x07") & set(capsys.readouterr().err)
+
+
+def test_a_turn_that_cannot_be_written_says_its_seed(folder, capsys, monkeypatch):
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordedTurn, "write", full)
+    file = folder / "turn.json"
+    assert ayllu("run", folder / "model", "Now?", "--tool", "clock", "--seed", "7", "--record", file) == 2
+    shown = capsys.readouterr()
+    assert shown.out.strip() and "--seed 7" in shown.err and "No space left" in shown.err
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"answer": "42"}, "the replayed answer is another one"),
+        ({"answer": "42"}, "the answer is another one"),
+        ({"tokens": 3}, "other tokens were sampled"),
+        ({"prompt_hash": "0"}, "read another prompt"),
         ({"calls": []}, "one more"),
         ({"calls": [Record("clock", '{"action":"zone"}', True, "noon").__dict__]}, "other arguments"),
     ],
@@ -98,6 +139,9 @@ def test_what_a_file_cannot_hold_and_what_does_not_go_with_one(folder, capsys):
         assert why in capsys.readouterr().err
     assert file.read_bytes() == before
     assert ayllu(*run, "--replay", folder / "none.json") == 4
+    assert ayllu(*run, "--replay", folder) == 5
+    assert ayllu(*run, "Now?", "--record", folder / "none" / "turn.json") == 2
+    assert "no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -106,10 +150,14 @@ def test_what_a_file_cannot_hold_and_what_does_not_go_with_one(folder, capsys):
         {"calls": [{"name": "clock"}]},
         {"calls": [Record("clock", "{}", True, "noon").__dict__ | {"ok": "yes"}]},
         {"extra": 1},
+        {"version": 2},
+        {"prompt": "\ud800"},
         {"settings": {}},
         {"settings": {"temperature": -1, "max_tokens": 9, "top_k": 0, "top_p": 1, "min_p": 0, "seed": 1}},
         {"tools": [{"name": "a b", "description": "", "parameters": {"type": "object"}}]},
         {"tools": [{"name": "a", "description": "", "parameters": {"type": "object", "properties": [1]}}]},
+        {"tools": [{"name": "a", "description": "", "parameters": schema("string", enum=5)}]},
+        {"tools": [{"name": "a", "description": "", "parameters": schema("integer", minimum="a")}]},
     ],
 )
 def test_damaged_files_are_refused(folder, change):

@@ -7,12 +7,12 @@ near is learnt most easily, and rows are added up as they come, so that never mo
 are added at a time. A difference writes down each pair of digits before it asks whether to borrow: in six
 digits `arithmetic`'s form, which decides while it reads, went wrong there more than anywhere else.
 
-What is left to do stands before each row and each pair of digits: of 954*914 the rows begin with `954*914
-4:`, `954*91 1:`, `954*9 9:`, and a difference counts down `306267-66282`, `30626-6628`, `3062-662`. So the
-next digit is always the last of what was written a moment ago. Models of 3 million parameters that had to
-find it in the question lost their place where digits repeat: of eight misses four were the digit of a row,
-three a difference. What was found so far stands behind each column of a sum or a difference, for the same
-reason: gathered at the end, of two equal digits one was lost (lab log, 2026-11-29).
+What is left to do stands before each row of a product and each column of a difference: of 954*914 the rows
+begin with `954*914 4:`, `954*91 1:`, `954*9 9:`, and a difference counts down `306267-66282`, `30626-6628`,
+`3062-662`. So the next digit is always the last of what was written a moment ago. Models of 3 million
+parameters that had to find it in the question lost their place where digits repeat: of eight misses four were
+the digit of a row, three a difference. What was found so far stands behind each column of a sum or a
+difference, for the same reason: gathered at the end, of two equal digits one was lost (lab log, 2026-11-29).
 """
 
 from __future__ import annotations
