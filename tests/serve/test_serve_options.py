@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ayllu import cli, terminal
+from ayllu import cli
 from ayllu.engine.draftmodel import DraftModel
 from ayllu.engine.engine import Engine
 from ayllu.engine.lookup import Lookup
@@ -79,7 +79,7 @@ def test_the_flags_reach_the_engine(verb, folder, tmp_path, monkeypatch):
         got.append(options)
         raise SystemExit(7)
 
-    monkeypatch.setattr(terminal, "load_talk", talk)
+    monkeypatch.setattr("ayllu.talk.load_talk", talk)
     monkeypatch.setattr(app, "serve", serve)
     prompt = ["hi"] * (verb == "run")
     for speculate, means in (("ngram", "ngram"), (str(folder.parent), str(folder)), (None, None)):
