@@ -212,7 +212,7 @@ def budgeted(chat: Chat, problem: Problem, trace: list[Piece], budget: int) -> T
     Muennighoff et al. 2025, forces on a model that has not). Solutions with calls keep all of their
     thinking, and are told the smallest budget that holds it.
     """
-    spans = [chat.span(piece.kind, piece.text, sampled=piece.kind != Kind.RESULT) for piece in trace]
+    spans = [chat.span(piece.kind, piece.text, sampled=piece.sampled) for piece in trace]
     needed = sum(len(span.ids) - 2 for span in spans if span.kind == Kind.THINK)
     if any(piece.kind == Kind.CALL for piece in trace):
         budget = max(budget, min((b for b in BUDGETS if b >= needed), default=needed))

@@ -39,10 +39,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a worked solution: its kind, its text, and whether the model is to write it."""
+    """A part of a worked solution. `given`: nobody learns to write it (a tool's result always is): a call that
+    went wrong, shown for what follows."""
 
     kind: Kind
     text: str
+    given: bool = False
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the model is to write it."""
+        return not self.given and self.kind != Kind.RESULT
 
 
 @dataclass(frozen=True)
@@ -151,5 +158,5 @@ def conversation(chat: Chat, problem: Problem, trace: list[Piece]) -> Transcript
 def worked(chat: Chat, transcript: Transcript, trace: list[Piece]) -> Transcript:
     """`transcript` with the expert's turn appended."""
     for piece in trace:
-        transcript = chat.add(transcript, piece.kind, piece.text, sampled=piece.kind != Kind.RESULT)
+        transcript = chat.add(transcript, piece.kind, piece.text, sampled=piece.sampled)
     return transcript

@@ -32,7 +32,7 @@ from ayllu.train.precision import compute_type
 from ayllu.train.schedule import lr_scale
 from ayllu.train.step import Batch, train_step
 
-CODE_VERSION = 10  # 10: traces of stories, products, differences, Countdown-3 and tool choice
+CODE_VERSION = 11  # 11: some calls of expressions go wrong first
 _CHUNK = 16  # batches that are drawn and packed together
 _LOOK = 400  # conversations that are measured before practice begins
 

@@ -207,13 +207,25 @@ def check_difference(x, y, lines):
 
 def test_expressions_call_the_calculator_with_what_was_asked():
     box = Toolbox([CALCULATOR])
-    for p, (call, result, said) in traced(TASKS["expressions"], 120):
+    for p, (*_, call, result, said) in traced(TASKS["expressions"], 120):
         ran = box.call(Call.parse(call.text))
         assert ran.ok and ran.text == result.text == said.text
         if "%" not in p.data["expression"] or "%" in p.prompt:
             shown = p.prompt.translate(str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-"}))
             assert p.data["expression"] in shown.replace(" ", "")
         assert eval(p.data["expression"].replace("/", "//")) == int(said.text), "exact, in Python's order too"
+
+
+def test_a_refused_expression_is_shown_with_its_error_and_never_learnt():
+    box = Toolbox([CALCULATOR])
+    refused = [(p, trace) for p, trace in traced(TASKS["expressions"], 300) if len(trace) > 3]
+    assert 5 < len(refused) < 60, "a few of them"
+    for p, trace in refused:
+        wrong, error, call, *_ = trace
+        ran = box.call(Call.parse(wrong.text))
+        assert not ran.ok and ran.text == error.text and wrong.text != call.text
+        spans = conversation(CHAT, p, trace).spans[-5:]
+        assert [span.sampled for span in spans] == [False, False, True, False, True]
 
 
 def test_patient_countdown_gives_up_only_when_every_line_was_tried():

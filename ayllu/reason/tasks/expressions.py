@@ -1,8 +1,8 @@
 """Expressions with brackets, negative numbers, exact divisions and remainders, through the calculator.
 
 The model learns to carry a longer expression over into the call exactly, from the spellings that
-people use (spaces, x for times, a division sign, "remainder of ... divided by ..." in words), and to
-give the result back. The tree is drawn at random; a division is made exact by choosing its dividend as
+people use (spaces, x for times, a division sign, "remainder of ... divided by ..." in words), to
+give the result back, and to call again where the calculator couldn't read the call. The tree is drawn at random; a division is made exact by choosing its dividend as
 a multiple of its divisor, and remainders have a positive divisor, so that every answer is a whole
 number and has one meaning.
 """
@@ -16,6 +16,8 @@ from numpy.random import Generator
 from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
 from ayllu.reason.tasks.arithmetic import canonical_key, remainder_key, verify_number
 from ayllu.reason.transcript import Kind, call_text
+from ayllu.tools.calculator import evaluate
+from ayllu.tools.tool import ToolError
 
 ASKED = (
     "What is {e}?",
@@ -45,6 +47,7 @@ REMAINDERS = (
 SIGNS: tuple[dict[str, str], ...] = ({}, {"*": "×"}, {"*": "×", "/": "÷"}, {"*": "·", "/": "÷", "-": "−"})
 LEAST, MOST = (2, 999), 9  # a leaf's range; leaves of a tree
 LARGEST = 10**9  # magnitude of every value in a tree
+SLIPS = 0.08  # of worked solutions begin with a call that went wrong
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,20 @@ def _joined(op: str, left: Node, right: Node) -> Node | None:
     return Node({"+": x + y, "-": x - y, "*": x * y}[op], op, left, right)
 
 
+def slip(rng: Generator, expression: str) -> tuple[str, str] | None:
+    """An expression that was carried over wrongly (a character too few or too many, an end written twice), and
+    why the calculator can't read it; None when it could read what was tried."""
+    for _ in range(8):
+        at = int(rng.integers(len(expression)))
+        head, sign, tail = expression[:at], expression[at], expression[at + 1 :]
+        wrong = (head + tail, head + 2 * sign + tail, expression + sign + tail)[rng.integers(3)]
+        try:
+            evaluate(wrong)
+        except ToolError as error:
+            return wrong, str(error)
+    return None
+
+
 class Expressions(Task):
     """Levels 1 to 4: trees of depth 1 to 4."""
 
@@ -143,8 +160,16 @@ class Expressions(Task):
         return Problem(self.family, level, tree.key(), prompt, str(tree.value), data, ("calculator",))
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:
-        """Call, result (written by the tool), answer."""
+        """Call, result (written by the tool), answer; some after a call that the calculator refused."""
+        wrong = slip(rng, problem.data["expression"]) if rng.random() < SLIPS else None
+        before = []
+        if wrong:
+            before = [
+                Piece(Kind.CALL, call_text("calculator", {"expression": wrong[0]}), given=True),
+                Piece(Kind.RESULT, f"error: {wrong[1]}"),
+            ]
         return [
+            *before,
             Piece(Kind.CALL, call_text("calculator", {"expression": problem.data["expression"]})),
             Piece(Kind.RESULT, problem.answer),
             Piece(Kind.SAY, problem.answer),
