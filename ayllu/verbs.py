@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import sys
 from dataclasses import replace
@@ -17,11 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ayllu.errors import AylluError, CutOffError, RequestError, UsageError
+from ayllu.errors import CutOffError, RequestError, UsageError
 from ayllu.serve.options import HOT, ChoiceOptions, EngineOptions
 
 if TYPE_CHECKING:
-    from ayllu.reason.recorded import RecordedTurn
     from ayllu.talk import Talk
 
 Flag = Parameter(negative=())
@@ -31,7 +29,6 @@ AnyModel = Annotated[str, Parameter(help="A model folder, a run folder, a name u
 EngineFlags = Annotated[EngineOptions, Parameter(name="*")]
 ChoiceFlags = Annotated[ChoiceOptions, Parameter(name="*")]
 _USUAL, _ONE = EngineOptions(), ChoiceOptions()
-_RECORDED = ("weights", "cache", "speculate", "device")  # options that a recorded turn keeps
 
 
 def make(
@@ -126,6 +123,7 @@ def run(
     replay
         Answer the turn of such a file again, without running its calls; an error if it comes out otherwise.
     """
+    from ayllu.recording import Recording
     from ayllu.talk import load_talk
     from ayllu.terminal import one_answer, read_prompt
 
@@ -133,80 +131,25 @@ def run(
     if k and temperature is None:
         temperature = HOT
     own = [prompt, max_tokens, thinking_budget, temperature, seed, tool, record, None if tools else tools]
-    turn = _turn_to_replay(replay, alone=all(value is None for value in own))
-    if turn is not None and engine == _USUAL:
-        engine = EngineOptions(**{name: value for name, value in turn.engine.items() if name in _RECORDED})  # type: ignore[arg-type]
-    if record is not None:
-        seed = _check_record(record, k, seed)
+    recording = Recording(record, replay, own=any(value is not None for value in own), answers=k)
+    turn, seed, engine = recording.replayed, recording.seed(seed), recording.engine(engine)
     folder = model_folder(model)
     question = read_prompt(prompt, folder) if turn is None else turn.prompt
     wish: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     wish |= {"tools": tools, "further": tool or (), "budget": thinking_budget, "replay": turn}
-    done: list[Any] = []
     with load_talk(folder, engine=_named(engine), **wish) as talk:
-        if turn is not None:
-            print("(a replay: no tool is run)", file=sys.stderr)
+        recording.begin()
         if k:
             said = _chosen(talk, question, k, choice, engine.device, quiet=quiet, silent=as_json)
         else:
-            said = one_answer(
-                talk, question, quiet=quiet, silent=as_json, on_done=lambda *both: done.extend(both)
-            )
+            said = one_answer(talk, question, quiet=quiet, silent=as_json, on_done=recording.done)
     if as_json:
         print(json.dumps(said, indent=2, ensure_ascii=False))
-    if turn is not None or record is not None:
-        now = _as_recorded(talk, question, said["answer"], done, engine)
-        if record is not None:
-            _write_turn(now, record)
-        if turn is not None:
-            turn.check(now)
+    recording.finish(talk, question, said["answer"], engine)
     if said["finish_reason"] == "length":
         if not said["answer"].strip():
             raise CutOffError(said["tokens"], talk.params.max_tokens)
         print("(cut off: no room or no tokens were left)", file=sys.stderr)
-
-
-def _turn_to_replay(path: Path | None, *, alone: bool) -> RecordedTurn | None:
-    from ayllu.reason.recorded import RecordedTurn
-
-    if path is not None and not alone:
-        raise UsageError(
-            "--replay brings its own question, sampling and tools",
-            fix="give only the model beside it, and options of the engine",
-        )
-    return RecordedTurn.read(path) if path is not None else None
-
-
-def _check_record(path: Path, k: int, seed: int | None) -> int:
-    """The seed of a turn that is to be recorded: a new one when none was given. UsageError where it can't be
-    recorded."""
-    if k:
-        raise UsageError("a file holds one answer", fix="leave --record out, or --votes and --best-of")
-    if path.exists():
-        raise UsageError(f"{path} exists already", fix="name a file that doesn't")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path} can't be written: there is no such folder", fix="make the folder first")
-    return secrets.randbelow(2**31) if seed is None else seed
-
-
-def _as_recorded(talk: Talk, prompt: str, said: str, done: list[Any], engine: EngineOptions) -> RecordedTurn:
-    from ayllu.reason.recorded import RecordedTurn
-
-    options = {name: getattr(engine, name) for name in _RECORDED}
-    how: dict[str, Any] = {"params": talk.params, "budget": talk.budget, "toolbox": talk.toolbox}
-    return RecordedTurn.of(prompt, said, *done, engine=options, **how)
-
-
-def _write_turn(turn: RecordedTurn, path: Path) -> None:
-    """UsageError, with the seed, where it can't be written: the answer has been given by now."""
-    try:
-        turn.write(path)
-    except (AylluError, OSError) as error:
-        raise UsageError(
-            f"the turn was not recorded: {path} can't be written",
-            why=str(error),
-            fix=f"run it again with --seed {turn.settings['seed']} and another file",
-        ) from error
 
 
 def _chosen(

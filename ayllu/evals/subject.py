@@ -22,6 +22,7 @@ from ayllu.evals.likelihood import Pair, beginning, encode_pair, fits, log_proba
 from ayllu.evals.sets import LETTERS
 from ayllu.reason.foreign import Continuation, TemplateChat
 from ayllu.reason.loop import Answer, answer_batch
+from ayllu.reason.rollout import fitting
 from ayllu.reason.thinking import bounded, told
 from ayllu.reason.transcript import Chat, Kind, Transcript
 from ayllu.reason.verify import Verifier
@@ -273,8 +274,9 @@ def _params(sampling: Sampling, key: str, room: int) -> SamplingParams:
     the same whichever other rows are asked; the tool-use loop adds an answer's place among all to the seed.
     """
     digest = hashlib.blake2b(f"{sampling.seed}/{key}".encode(), digest_size=8).digest()
-    return SamplingParams(
-        max_tokens=min(sampling.max_tokens, room),
+    params = SamplingParams(
+        max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         seed=int.from_bytes(digest, "big") >> 1,
     )
+    return fitting(params, room)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,19 @@ class Offered(msgspec.Struct, forbid_unknown_fields=True):
     parameters: dict[str, Any]
 
 
+class RecordedEngine(msgspec.Struct, forbid_unknown_fields=True):
+    """How the engine ran, as the command line says it (ayllu/serve/options.py)."""
+
+    weights: str
+    cache: str
+    speculate: str | None
+    device: str
+
+
 class RecordedTurn(msgspec.Struct, forbid_unknown_fields=True):
-    """One turn. `settings`: fields of SamplingParams; `thinking_budget`: tokens, None for no bound; `engine`:
-    its options, as the command line names them; `prompt_hash`: of the token ids that the model read (they may
-    change with the day, where a chat format says the date)."""
+    """One turn. `settings`: fields of SamplingParams; `thinking_budget`: tokens, None for no bound;
+    `prompt_hash`: of the token ids that the model read (they may change with the day, where a chat format
+    says the date)."""
 
     version: int
     prompt: str
@@ -48,7 +57,7 @@ class RecordedTurn(msgspec.Struct, forbid_unknown_fields=True):
     tokens: int
     settings: dict[str, float | int | None]
     thinking_budget: int | None
-    engine: dict[str, str | None]
+    engine: RecordedEngine
     tools: list[Offered]
     calls: list[Record]
 
@@ -63,7 +72,7 @@ class RecordedTurn(msgspec.Struct, forbid_unknown_fields=True):
         params: SamplingParams,
         budget: int | None,
         toolbox: Toolbox,
-        engine: Mapping[str, str | None],
+        engine: RecordedEngine,
     ) -> RecordedTurn:
         """A turn that has just been answered: `begun` with `answer`, which told the user `said`."""
         return cls(
@@ -75,7 +84,7 @@ class RecordedTurn(msgspec.Struct, forbid_unknown_fields=True):
             tokens=answer.tokens,
             settings={name: getattr(params, name) for name in _SETTINGS},
             thinking_budget=budget,
-            engine=dict(engine),
+            engine=engine,
             tools=[Offered(tool.name, tool.description, tool.parameters) for tool in toolbox.tools],
             calls=list(answer.records),
         )

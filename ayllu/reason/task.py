@@ -39,8 +39,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a worked solution. `given`: nobody learns to write it (a tool's result always is): a call that
-    went wrong, shown for what follows."""
+    """A part of a worked solution. `given`: nobody learns to write it. A tool's result always is; a call that
+    went wrong may be, for the sake of what follows."""
 
     kind: Kind
     text: str
@@ -67,7 +67,7 @@ class Task(ABC):
 
     family: str
     levels: int
-    templates: bool = True
+    templates: bool
     worked: bool = True
 
     @abstractmethod
@@ -119,6 +119,7 @@ class NewTemplates(Task):
 
     def __init__(self, task: Task) -> None:
         self.task, self.family, self.levels = task, f"{task.family}_templates", task.levels
+        self.worked = task.worked
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """The same problems whichever held-out split is asked for."""
@@ -132,6 +133,10 @@ class NewTemplates(Task):
     def verify(self, problem: Problem, answer: str | None) -> Verdict:
         """As the family itself."""
         return self.task.verify(problem, answer)
+
+    def texts(self, split: str) -> Sequence[str]:
+        """Those of the held-out templates."""
+        return self.task.texts(TEMPLATES)
 
 
 def distinct_problems(task: Task, n: int, levels: Sequence[int], split: str, seed: int) -> list[Problem]:

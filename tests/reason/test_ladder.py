@@ -60,7 +60,7 @@ families = pytest.mark.parametrize("task", GENERATED, ids=lambda task: task.fami
 def test_splits_never_meet(task):
     # With AYLLU_DRAWS=10000 these are ten thousand draws of each family and split (some minutes).
     n = int(os.environ.get("AYLLU_DRAWS", SLOW.get(task.family, 120)))
-    splits = (*SPLITS, TEMPLATES) if getattr(task, "templates", False) else SPLITS
+    splits = (*SPLITS, TEMPLATES) if task.templates else SPLITS
     drawn = {split: problems(task, split, n) for split in splits}
     for one, other in itertools.combinations(splits, 2):
         if (one, other) != ("test", TEMPLATES):  # these two may share numbers, in other words

@@ -150,6 +150,8 @@ def test_what_a_file_cannot_hold_and_what_does_not_go_with_one(folder, capsys):
         {"calls": [{"name": "clock"}]},
         {"calls": [Record("clock", "{}", True, "noon").__dict__ | {"ok": "yes"}]},
         {"extra": 1},
+        {"engine": {"weights": "int8", "cache": "auto", "speculate": None, "device": "cpu", "layers": "3"}},
+        {"engine": {"weights": None, "cache": "auto", "speculate": None, "device": "cpu"}},
         {"version": 2},
         {"prompt": "\ud800"},
         {"settings": {}},

@@ -95,6 +95,7 @@ class Arithmetic(Task):
 
     family = "arithmetic"
     levels = 2
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Operand lengths are uniform, so that short numbers are not rare."""

@@ -65,6 +65,7 @@ class Bases(Task):
 
     family = "bases"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A number and two bases; the split goes by the number and both bases."""

@@ -30,6 +30,7 @@ class Calculator(Task):
 
     family = "calculator"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Operand lengths uniform from 1 to the level's longest."""

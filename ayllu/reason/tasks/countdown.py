@@ -17,7 +17,6 @@ from __future__ import annotations
 import ast
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -64,34 +63,42 @@ def _split_operation(text: str) -> tuple[str, str, str]:
     return text[:position], text[position], text[position + 1 :]
 
 
-def _outer(value: int, third: int) -> Iterator[tuple[str, int]]:
+def results(x: int, y: int, most: int) -> list[tuple[str, int]]:
+    """What can be made of two numbers, sign and value: whole positive results, the larger operand first,
+    products up to `most`, nothing that multiplies or divides by one."""
+    high, low = max(x, y), min(x, y)
+    found = [("+", high + low)]
+    if high > low:
+        found.append(("-", high - low))
+    if low > 1 and high * low <= most:
+        found.append(("*", high * low))
+    if low > 1 and high % low == 0:
+        found.append(("/", high // low))
+    return found
+
+
+def pairs(numbers: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """Each pair of three numbers, the larger first, with the number that is left."""
+    a, b, c = sorted(numbers, reverse=True)
+    return list(dict.fromkeys(((a, b, c), (a, c, b), (b, c, a))))  # equal numbers give equal lines
+
+
+def _outer(value: int, third: int) -> list[tuple[str, int]]:
     """What the third number can do to a value, in the order in which the trace tries it."""
     high, low = max(value, third), min(value, third)
-    yield f"{value}+{third}", value + third
-    if high > low:
-        yield f"{high}-{low}", high - low
-    if low > 1 and value * third <= TARGETS[1]:
-        yield f"{value}*{third}", value * third
-    if low > 1 and high % low == 0:
-        yield f"{high}/{low}", high // low
+    return [
+        (f"{value}{sign}{third}" if sign in "+*" else f"{high}{sign}{low}", result)
+        for sign, result in results(value, third, TARGETS[1])
+    ]
 
 
 def lines(numbers: tuple[int, ...]) -> list[list[Try]]:
     """All lines of a search: for each pair and sign, what the third number makes of its value."""
-    a, b, c = sorted(numbers, reverse=True)
-    found = []
-    for x, y, z in dict.fromkeys(((a, b, c), (a, c, b), (b, c, a))):  # equal numbers give equal lines
-        inner = [(f"{x}+{y}", x + y)]
-        if x > y:
-            inner.append((f"{x}-{y}", x - y))
-        if y > 1 and x * y <= PRODUCT_BOUND:
-            inner.append((f"{x}*{y}", x * y))
-        if y > 1 and x % y == 0:
-            inner.append((f"{x}/{y}", x // y))
-        for text, value in inner:
-            if tries := [Try(text, value, outer, result) for outer, result in _outer(value, z)]:
-                found.append(tries)
-    return found
+    return [
+        [Try(f"{x}{sign}{y}", value, outer, result) for outer, result in _outer(value, z)]
+        for x, y, z in pairs(numbers)
+        for sign, value in results(x, y, PRODUCT_BOUND)
+    ]
 
 
 def reachable(numbers: tuple[int, ...]) -> set[int]:
@@ -133,6 +140,7 @@ class Countdown(Task):
 
     family = "countdown3"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Uniform numbers, then one of the targets that they reach. The split goes by the numbers

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from numpy.random import Generator
 
 from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
+from ayllu.reason.tasks import countdown
 from ayllu.reason.tasks.countdown import HIGH, LOW, PROMPTS, TARGETS, check, sums
 from ayllu.reason.transcript import Kind
 
@@ -55,16 +56,8 @@ class Line:
 
 
 def results(x: int, y: int) -> list[tuple[str, int]]:
-    """What can be made of two numbers: whole positive results, the larger operand first."""
-    high, low = max(x, y), min(x, y)
-    found = [("+", high + low)]
-    if high > low:
-        found.append(("-", high - low))
-    if low > 1 and high * low <= LARGEST:
-        found.append(("*", high * low))
-    if low > 1 and high % low == 0:
-        found.append(("/", high // low))
-    return found
+    """What can be made of two numbers on the way."""
+    return countdown.results(x, y, LARGEST)
 
 
 def reached(numbers: tuple[int, ...]) -> set[int]:
@@ -121,6 +114,7 @@ class Countdown4(Task):
 
     family = "countdown4"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Uniform numbers, then one of their targets. The split goes by the numbers alone."""

@@ -14,39 +14,20 @@ answer is an honest "no".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from numpy.random import Generator
 
 from ayllu.reason.task import Piece, Problem
-from ayllu.reason.tasks.countdown import PRODUCT_BOUND, TARGETS, Countdown
+from ayllu.reason.tasks.countdown import PRODUCT_BOUND, TARGETS, Countdown, pairs
 from ayllu.reason.transcript import Kind
 
 
-def pairs(numbers: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Each pair, the larger first, with the number that is left."""
-    a, b, c = sorted(numbers, reverse=True)
-    return list(dict.fromkeys(((a, b, c), (a, c, b), (b, c, a))))  # equal numbers give equal lines
-
-
-def inner(x: int, y: int) -> Iterator[tuple[str, int, int]]:
-    """What can be made of two numbers, x >= y: sign, value, what remains of a division."""
-    yield "+", x + y, 0
-    if x > y:
-        yield "-", x - y, 0
-    if x * y <= PRODUCT_BOUND:
-        yield "*", x * y, 0
-    if y > 1:
-        yield "/", x // y, x % y
-
-
-def last(x: int, y: int) -> Iterator[tuple[str, int, int]]:
-    """The same of a value and the number that is left, as far as it could be a target."""
+def results(x: int, y: int, least: int, most: int) -> list[tuple[str, int, int]]:
+    """What can be made of two numbers: sign, value from `least` to `most`, what remains of a division."""
     high, low = max(x, y), min(x, y)
-    every = [("+", x + y, 0), ("-", high - low, 0), ("*", x * y, 0)]
+    every = [("+", high + low, 0), ("-", high - low, 0), ("*", high * low, 0)]
     if low > 1:
         every.append(("/", high // low, high % low))
-    return ((sign, made, rest) for sign, made, rest in every if TARGETS[0] <= made <= TARGETS[1])
+    return [(sign, made, rest) for sign, made, rest in every if least <= made <= most]
 
 
 class PatientCountdown(Countdown):
@@ -58,12 +39,12 @@ class PatientCountdown(Countdown):
         """Every line up to the one that hits."""
         target, written = problem.data["target"], list[str]()
         for x, y, left in pairs(tuple(problem.data["numbers"])):
-            for sign, value, remains in inner(x, y):
+            for sign, value, remains in results(x, y, 1, PRODUCT_BOUND):
                 if remains:
                     written.append(f"{x}{sign}{y}={value}r{remains}")
                     continue
                 line = f"{x}{sign}{y}={value} {left}:"
-                for then, made, rest in last(value, left):
+                for then, made, rest in results(value, left, *TARGETS):
                     line += f" {then}{made}" + (f"r{rest}" if rest else "")
                     if made == target and not rest:
                         written.append(line + "!")

@@ -91,6 +91,7 @@ class Dates(Task):
 
     family = "dates"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A kind of question, a date of this century, a language. The split goes by the numbers, not by the

@@ -1,10 +1,10 @@
 """Expressions with brackets, negative numbers, exact divisions and remainders, through the calculator.
 
 The model learns to carry a longer expression over into the call exactly, from the spellings that
-people use (spaces, x for times, a division sign, "remainder of ... divided by ..." in words), to
-give the result back, and to call again where the calculator couldn't read the call. The tree is drawn at random; a division is made exact by choosing its dividend as
-a multiple of its divisor, and remainders have a positive divisor, so that every answer is a whole
-number and has one meaning.
+people use (spaces, x for times, a division sign, "remainder of ... divided by ..." in words), to give
+the result back, and to call again where the calculator couldn't read the call. The tree is drawn at
+random; a division is made exact by choosing its dividend as a multiple of its divisor, and remainders
+have a positive divisor, so that every answer is a whole number and has one meaning.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def _joined(op: str, left: Node, right: Node) -> Node | None:
 
 
 def slip(rng: Generator, expression: str) -> tuple[str, str] | None:
-    """An expression that was carried over wrongly (a character too few or too many, an end written twice), and
-    why the calculator can't read it; None when it could read what was tried."""
+    """An expression that was carried over wrongly (a character too few or too many, an end written twice),
+    and why the calculator can't read it; None when it could read what was tried."""
     for _ in range(8):
         at = int(rng.integers(len(expression)))
         head, sign, tail = expression[:at], expression[at], expression[at + 1 :]
@@ -141,6 +141,7 @@ class Expressions(Task):
 
     family = "expressions"
     levels = 4
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """One expression; at level 1 remainders are also asked for in words."""

@@ -97,6 +97,7 @@ class Knights(Task):
 
     family = "knights"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Random statements until exactly one assignment fits. The split goes by the statements."""

@@ -133,6 +133,7 @@ class Lists(Task):
 
     family = "lists"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """One of the seven kinds; the split goes by the list without its order, or by the word."""

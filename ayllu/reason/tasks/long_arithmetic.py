@@ -88,6 +88,7 @@ class LongArithmetic(Task):
 
     family = "long_arithmetic"
     levels = 4
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """Operand lengths are uniform, so that short numbers are not rare."""

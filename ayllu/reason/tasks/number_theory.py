@@ -135,6 +135,7 @@ class NumberTheory(Task):
 
     family = "number_theory"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """One kind of question, all equally often; gcd and lcm get a common factor half of the time."""

@@ -64,6 +64,7 @@ class Paths(Task):
 
     family = "paths"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A random tree that joins all places, and about half as many roads again. The split goes by the

@@ -234,6 +234,7 @@ class Programs(Task):
 
     family = "programs"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """The split goes by the kind and its numbers, not by the words."""

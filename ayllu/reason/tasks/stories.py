@@ -166,6 +166,7 @@ class Stories(Task):
     """One language. Levels 1 to 4: operations that the answer needs; quantities to 20, 60, 100, 120."""
 
     levels = 4
+    templates = True
 
     def __init__(self, language: str) -> None:
         self.language, self.family = language, f"stories_{language}"

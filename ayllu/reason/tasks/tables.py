@@ -234,6 +234,7 @@ class Tables(Task):
 
     family = "tables"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A schema of the split, rows, and a question whose answer is unique."""

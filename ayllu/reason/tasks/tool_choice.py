@@ -52,6 +52,7 @@ class ToolChoice(Task):
 
     family = "tool_choice"
     levels = 3
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A request and the tools on offer. The split goes by the request, its slots filled."""

@@ -132,6 +132,7 @@ class Zebra(Task):
 
     family = "zebra"
     levels = 2
+    templates = True
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """The split goes by the clues as a set, with the names of the values."""
