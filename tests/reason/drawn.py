@@ -6,6 +6,8 @@ import numpy as np
 
 from ayllu.reason.transcript import Kind
 
+SLOW = {"zebra": 9, "countdown4": 40}  # problems of families that take long to draw
+
 
 def problems(task, split="train", n=80, seed=0):
     rng = np.random.default_rng(seed)
