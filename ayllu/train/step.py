@@ -14,6 +14,9 @@ from ayllu.train.losses import head_loss
 from ayllu.train.optim import Optimizer
 
 
+_BLOCK = 128  # rows of the head
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of tokens. `targets` are the next tokens; `weights` the loss mask (or advantages);
@@ -44,13 +47,12 @@ def backward(model: Decoder, batch: Batch, dtype: torch.dtype, *, exact_logits: 
     """
     states_BTC = model.states(batch.tokens_BT, document_BT=batch.document_BT, dtype=dtype)
     weights_N = batch.weights_BT.flatten()
+    states_NC, targets_N = states_BTC.flatten(0, 1), batch.targets_BT.flatten()
     rows = weights_N.nonzero()[:, 0]  # the head is only computed where the loss looks
-    states_NC = states_BTC.flatten(0, 1)
-    if len(rows) < len(weights_N):
-        states_NC, weights_N = states_NC[rows], weights_N[rows]
-        targets_N = batch.targets_BT.flatten()[rows]
-    else:
-        targets_N = batch.targets_BT.flatten()
+    trained = len(rows)
+    if trained < len(weights_N):
+        rows = _whole_blocks(rows, weights_N)
+        states_NC, targets_N, weights_N = (x.index_select(0, rows) for x in (states_NC, targets_N, weights_N))
     if exact_logits:
         states_NC = states_NC.float()
     loss, losses_N, entropy_N = head_loss(
@@ -62,7 +64,15 @@ def backward(model: Decoder, batch: Batch, dtype: torch.dtype, *, exact_logits: 
         raise TrainingStoppedError(
             "the loss is not a number any more", fix="lower the learning rate of this stage in the recipe"
         )
-    return StepResult(value, float(losses_N.mean()), float(entropy_N.mean()), weights_N.numel(), len(rows))
+    nats, entropy = (float(x[:trained].mean()) for x in (losses_N, entropy_N))
+    return StepResult(value, nats, entropy, batch.weights_BT.numel(), trained)
+
+
+def _whole_blocks(rows: Tensor, weights_N: Tensor) -> Tensor:
+    """`rows` and behind them as many without a weight as make their number one of a few: for every new size
+    oneDNN makes and keeps kernels, and buffers of ever different sizes leave the heap in fragments."""
+    missing = -len(rows) % _BLOCK
+    return torch.cat([rows, (weights_N == 0).nonzero()[:missing, 0]])
 
 
 def train_step(
