@@ -13,7 +13,6 @@ from ayllu.model.decoder import Decoder
 from ayllu.train.losses import head_loss
 from ayllu.train.optim import Optimizer
 
-
 _BLOCK = 128  # rows of the head
 
 
