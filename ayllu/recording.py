@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,18 +42,23 @@ class Recording:
         return secrets.randbelow(2**31) if given is None and self.path is not None else given
 
     def engine(self, given: EngineOptions) -> EngineOptions:
-        """Options of the engine: those of the replayed turn, unless some were given."""
-        if self.replayed is None or given != EngineOptions():
+        """Options of the engine: what isn't given is as in the replayed turn."""
+        if self.replayed is None:
             return given
-        then = self.replayed.engine
-        return EngineOptions(
-            weights=then.weights, cache=then.cache, speculate=then.speculate, device=then.device
+        usual, then = EngineOptions(), self.replayed.engine
+        return replace(
+            given,
+            weights=then.weights if given.weights == usual.weights else given.weights,
+            cache=then.cache if given.cache == usual.cache else given.cache,
+            speculate=then.speculate if given.speculate == usual.speculate else given.speculate,
+            device=then.device if given.device == usual.device else given.device,
         )
 
-    def begin(self) -> None:
-        """Say what isn't done."""
+    def begin(self, talk: Talk, prompt: str) -> None:
+        """Say what isn't done. RequestError when the model is to read another prompt than it did then."""
         if self.replayed is not None:
             print("(a replay: no tool is run)", file=sys.stderr)
+            self.replayed.check_prompt(talk.begin(prompt).ids())
 
     def done(self, begun: Transcript, answer: Answer) -> None:
         """The turn has been answered."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Flag = Parameter(negative=())
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
-Model = Annotated[Path, Parameter(help="A model folder, a run folder, or a name under models/.")]
+Model = Annotated[Path, Parameter(help="A model folder, a run folder, a name under models/, a .gguf file.")]
 AnyModel = Annotated[str, Parameter(help="A model folder, a run folder, a name under models/, a .gguf file.")]
 EngineFlags = Annotated[EngineOptions, Parameter(name="*")]
 ChoiceFlags = Annotated[ChoiceOptions, Parameter(name="*")]
@@ -51,7 +51,8 @@ def make(
     recipe
         A recipe file, such as recipes/demo.toml.
     until
-        The last stage to do: text, tokenizer, pretrain, sft, (expert,) rl, (verifier,) eval or release.
+        The last stage to do: (guard,) text, tokenizer, pretrain, sft, (expert,) rl, (verifier,)
+        (distill,) eval or release.
     out
         The run folder (default: runs/NAME).
     seed
@@ -138,7 +139,7 @@ def run(
     wish: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     wish |= {"tools": tools, "further": tool or (), "budget": thinking_budget, "replay": turn}
     with load_talk(folder, engine=_named(engine), **wish) as talk:
-        recording.begin()
+        recording.begin(talk, question)
         if k:
             said = _chosen(talk, question, k, choice, engine.device, quiet=quiet, silent=as_json)
         else:

@@ -169,11 +169,11 @@ def eval_(
     temperature
         Default: 0, and 0.7 with several samples.
     max_tokens
-        Of one answer, thinking included (default: as the task has it).
+        Of one answer, thinking included (default: as the task has it; 512 for a family).
     thinking_budget
         At most so many tokens of thinking before each answer; 0 answers at once.
     shots
-        Worked examples (default: as the task has it for a model without a chat format; 0 otherwise).
+        Worked examples (default: 0; without a chat format as the task has it, 4 for a family).
     seed
         Draws rows, examples, problems and samples.
     weights

@@ -28,7 +28,7 @@ from ayllu.tools.tool import Toolbox
 
 FAMILY_N = 1000  # problems of a family, unless told
 FAMILY_SHOTS = 4  # worked examples for a model without a chat format
-FAMILY_TOKENS = 256
+FAMILY_TOKENS = 512
 HOT = 0.7  # the temperature of several samples, unless told (Wang et al. 2022, section 3.1)
 
 _T = TypeVar("_T")

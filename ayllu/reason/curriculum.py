@@ -49,7 +49,7 @@ class Curriculum:
         if resting and (len(resting) == task.levels or rng.random() < self.replay):
             return resting[int(rng.integers(len(resting)))]
         known = [self.passes.get(f"{task.family}/{n}", 0.5) for n in range(1, task.levels + 1)]
-        rates = np.clip(known, 0.0, 1.0)  # rewards may be below 0 (an answer that was cut off)
+        rates = np.clip(known, 0.0, 1.0)  # rewards may be below 0 (a call that wasn't valid)
         weights = rates * (1 - rates) + _FLOOR
         weights[[n - 1 for n in resting]] = 0.0
         return 1 + int(rng.choice(task.levels, p=weights / weights.sum()))

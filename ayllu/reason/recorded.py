@@ -121,13 +121,16 @@ class RecordedTurn(msgspec.Struct, forbid_unknown_fields=True):
         """The tools that were on offer; none of them can be run."""
         return Toolbox(Tool(tool.name, tool.description, tool.parameters, _never) for tool in self.tools)
 
-    def check(self, now: RecordedTurn) -> None:
-        """RequestError, saying what, when a turn came out otherwise than this one."""
-        if now.prompt_hash != self.prompt_hash:
+    def check_prompt(self, ids: Sequence[int]) -> None:
+        """RequestError when these aren't the token ids that the model read."""
+        if _hash(ids) != self.prompt_hash:
             raise _otherwise(
                 "the model read another prompt",
                 "its tokenizer or its chat format is another, or the format says today's date",
             )
+
+    def check(self, now: RecordedTurn) -> None:
+        """RequestError, saying what, when a turn came out otherwise than this one."""
         if now.calls != self.calls:
             raise _otherwise("other calls were made", f"{len(self.calls)} then, {len(now.calls)} now")
         if now.answer != self.answer:

@@ -12,6 +12,8 @@ from ayllu.engine import engine as engines
 from ayllu.errors import BadFileError
 from ayllu.reason.recorded import RecordedTurn
 from ayllu.reason.transcript import Chat, Kind
+from ayllu.recording import Recording
+from ayllu.serve.options import EngineOptions
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.tools.session import Record
 
@@ -121,6 +123,31 @@ def test_a_turn_that_comes_out_otherwise_is_an_error(folder, capsys, change, why
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     assert ayllu("run", folder / "model", "--replay", file) == 2
     assert why in capsys.readouterr().err
+
+
+def test_another_prompt_is_said_before_what_follows_from_it(folder, capsys):
+    file = folder / "turn.json"
+    assert ayllu("run", folder / "model", "Now?", "--tool", "clock", "--record", file) == 0
+    turn = json.loads(file.read_text())
+    call = Record("clock", '{"action":"zone"}', True, "noon").__dict__
+    file.write_text(json.dumps(turn | {"prompt_hash": "0", "calls": [call]}))
+    capsys.readouterr()
+    assert ayllu("run", folder / "model", "--replay", file) == 2
+    shown = capsys.readouterr()
+    assert "read another prompt" in shown.err and not shown.out
+
+
+def test_options_of_the_engine_are_those_of_the_file_unless_given(folder):
+    file = folder / "turn.json"
+    assert ayllu("run", folder / "model", "Now?", "--tool", "clock", "--record", file) == 0
+    engine = {"weights": "int8", "cache": "float32", "speculate": "ngram", "device": "cpu"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"engine": engine}))
+    recording = Recording(None, file, own=False, answers=0)
+    given = EngineOptions(cache_folder=folder, cache="int8")
+    assert recording.engine(given) == EngineOptions(
+        weights="int8", cache="int8", cache_folder=folder, speculate="ngram"
+    )
+    assert Recording(None, None, own=False, answers=0).engine(given) == given
 
 
 def test_what_a_file_cannot_hold_and_what_does_not_go_with_one(folder, capsys):

@@ -6,7 +6,7 @@ takes the third number to the first value or joins the other two numbers (`63-17
 none is left). A last step is written as its sign and value, and only when that could be a target: written
 whole, and whatever the value, lines took half as many tokens again (docs/lab-log.md, 2026-11-29).
 
-A deal has some 70 such lines, too many to write, and for one deal in four only one in sixty hits, so that an
+A deal has some 54 such lines, too many to write, and for one deal in four only one in 46 hits, so that an
 expert that searched blindly would give up often and a model would learn to give up. The expert here is lucky
 nine times in ten: among his few lines stands one that hits, the others are honest misses. Lines come in the
 order of `lines`, many left out: what follows a line is always further on, where lines in random order led a

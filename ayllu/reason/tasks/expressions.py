@@ -47,7 +47,7 @@ REMAINDERS = (
 SIGNS: tuple[dict[str, str], ...] = ({}, {"*": "×"}, {"*": "×", "/": "÷"}, {"*": "·", "/": "÷", "-": "−"})
 LEAST, MOST = (2, 999), 9  # a leaf's range; leaves of a tree
 LARGEST = 10**9  # magnitude of every value in a tree
-SLIPS = 0.08  # of worked solutions begin with a call that went wrong
+SLIPS = 0.08  # of worked solutions, where one can be found, begin with a call that went wrong
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _joined(op: str, left: Node, right: Node) -> Node | None:
 
 def slip(rng: Generator, expression: str) -> tuple[str, str] | None:
     """An expression that was carried over wrongly (a character too few or too many, an end written twice),
-    and why the calculator can't read it; None when it could read what was tried."""
+    and why the calculator refuses it; None when it took what was tried."""
     for _ in range(8):
         at = int(rng.integers(len(expression)))
         head, sign, tail = expression[:at], expression[at], expression[at + 1 :]

@@ -1,0 +1,57 @@
+"""docs/practice.md has every family and every setting of practice, as the code has them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ayllu.reason.practice import TASKS
+from ayllu.train.distill import DistillSettings
+from ayllu.train.expert import ExpertSettings
+from ayllu.train.rl import RlSettings
+from ayllu.train.sft import SftSettings
+from ayllu.train.verifier import VerifierSettings
+
+PAGE = (Path(__file__).parents[1] / "docs" / "practice.md").read_text(encoding="utf-8")
+TABLES = {
+    "sft": SftSettings,
+    "expert": ExpertSettings,
+    "rl": RlSettings,
+    "verifier": VerifierSettings,
+    "distill": DistillSettings,
+}
+
+
+def shown(value: Any) -> str:
+    if value is dataclasses.MISSING or value in ((), ""):
+        return "none"
+    return str(value)
+
+
+def row(field: dataclasses.Field[Any]) -> str:
+    """The line of the page for a setting: name, default, what it may be, what it is."""
+    about = field.metadata
+    may_be = ", ".join(about["choices"]) if "choices" in about else ""
+    if "low" in about:
+        may_be = f"{about['low']:g} to {about['high']:g}"
+    return f"| `{field.name}` | {shown(field.default)} | {may_be} | {about['help']} |"
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_setting_stands_in_its_section(table: str) -> None:
+    section = PAGE.partition(f"\n## `[{table}]`")[2].partition("\n## ")[0]
+    settings = [line for line in section.splitlines() if line.startswith("| `")]
+    assert settings == [row(field) for field in dataclasses.fields(TABLES[table])]
+
+
+def test_every_family_stands_in_the_table() -> None:
+    rows = [
+        line.split("|") for line in PAGE.partition("## `[sft]`")[0].splitlines() if line.startswith("| `")
+    ]
+    told = {
+        name.strip().strip("`"): (int(levels), new.strip() == "yes") for _, name, _, levels, _, new, _ in rows
+    }
+    assert told == {name: (task.levels, task.templates) for name, task in TASKS.items() if "gym_" not in name}
