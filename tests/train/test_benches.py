@@ -1,19 +1,22 @@
-"""The benches of rollouts beside trl and of thinking budgets: what they measure is what they say."""
+"""The benches of rollouts beside trl, of budgets and of several seeds: what they measure is what they say."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ayllu.engine.engine import Engine
+from ayllu.errors import UsageError
 from ayllu.reason.practice import TASKS
 from ayllu.reason.transcript import Chat
 from ayllu.text.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import against_trl
+import seeds
 import thinking
 
 
@@ -51,3 +54,31 @@ def test_no_budget_is_thought_beyond(tmp_path: Path, told: bool) -> None:
             point = thinking.measure(engine, chat, TASKS["arithmetic"], budget, **options)
             assert point["budget"] == budget and point["n"] == 6
             assert point["mean_thinking_tokens"] <= budget + 2  # its two control tokens
+
+
+def report(number: int, right: float, **more: Any) -> dict[str, Any]:
+    """What bench/seeds.py reads of a run."""
+    part = {"accuracy": right, "calls": 4, "valid_calls": 3}
+    return {
+        "finished": True, "seed": number, "recipe": {"seed": number, "name": "one"}, "machine": {"chip": "a"},
+        "evals": {"lists": {"sft": part, "rl": part}}, "wall_seconds": 61.0,
+    } | more  # fmt: skip
+
+
+def test_seeds_side_by_side() -> None:
+    reports = [report(n, right) for n, right in ((1, 0.5), (2, 0.6), (3, 0.7))]
+    seeds.comparable(reports)
+    table = "\n".join(seeds.lines(reports))
+    assert "| lists | 50.0 60.0 70.0 | 60.0 ± 24.8 |" in table  # 4.303 * 10 / sqrt(3)
+    assert "18 of 24 calls valid; 1:01, 1:01, 1:01" in table
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 1}, {"finished": False}, {"machine": {}}, {"recipe": {"seed": 2, "name": "two"}}],
+)
+def test_other_runs_are_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        seeds.comparable([report(1, 0.5)])
+    with pytest.raises(UsageError):
+        seeds.comparable([report(1, 0.5), report(2, 0.5, **other)])

@@ -1,0 +1,80 @@
+"""Several runs of one recipe, one line for each family: `python bench/seeds.py runs/one runs/two ...`
+
+From the runs' own reports: right answers before and after RL, in per cent, for every run, their mean, and the
+95 % interval of the mean from its spread between the runs (Student's t). Runs of other recipes or on other
+machines are refused: such figures don't belong into one mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from ayllu.errors import AylluError, UsageError
+from ayllu.files import read_json
+from ayllu.progress import clock
+
+STAGES = ("sft", "rl")
+# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean of two values or more, and half of its 95 % interval."""
+    t = _T[min(len(values) - 1, len(_T)) - 1]
+    return statistics.fmean(values), t * statistics.stdev(values) / len(values) ** 0.5
+
+
+def comparable(reports: list[dict[str, Any]]) -> None:
+    """UsageError unless there are several runs, finished, that differ in their seed alone."""
+    if len(reports) < 2:
+        raise UsageError("one run has no spread", fix="name several runs of one recipe")
+    if not all(report["finished"] for report in reports):
+        raise UsageError("a run isn't finished", fix="finish it with ayllu make")
+    if len({report["seed"] for report in reports}) < len(reports):
+        raise UsageError("two runs have the same seed")
+    for what in ("recipe", "machine"):
+        first, *others = ({k: v for k, v in report[what].items() if k != "seed"} for report in reports)
+        if any(other != first for other in others):
+            raise UsageError(f"the runs differ in their {what}")
+
+
+def lines(reports: list[dict[str, Any]]) -> list[str]:
+    """The table in Markdown."""
+    seeds = " ".join(str(report["seed"]) for report in reports)
+    found = [f"| family | before RL (seeds {seeds}) | mean | after RL | mean |", "|---|---|---|---|---|"]
+    for family in reports[0]["evals"]:
+        cells = []
+        for stage in STAGES:
+            values = [100 * report["evals"][family][stage]["accuracy"] for report in reports]
+            mean, half = spread(values)
+            cells += [" ".join(f"{value:.1f}" for value in values), f"{mean:.1f} ± {half:.1f}"]
+        found.append(f"| {family} | " + " | ".join(cells) + " |")
+    stages = [
+        (report["evals"][family][stage])
+        for report in reports
+        for family in report["evals"]
+        for stage in STAGES
+    ]
+    valid, every = (sum(each[name] for each in stages) for name in ("valid_calls", "calls"))
+    times = ", ".join(clock(report["wall_seconds"]) for report in reports)
+    return [*found, "", f"{valid:,} of {every:,} calls valid; {times} in all"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders of one recipe with different seeds")
+    wish = parser.parse_args()
+    try:
+        reports = [read_json(run / "report.json") for run in wish.runs]
+        comparable(reports)
+    except (AylluError, OSError) as error:
+        sys.exit(f"seeds.py: {error}")
+    print("\n".join(lines(reports)))
+
+
+if __name__ == "__main__":
+    main()
