@@ -278,14 +278,20 @@ def practice_texts(seed: int) -> Iterator[str]:
 
 
 def tokenizer_texts(settings: Shares, seed: int) -> Iterator[str]:
-    """`practice_texts`, then problems and answers of the further families that are practised."""
+    """`practice_texts`, then problems and answers of the further families that are practised, one of each in
+    turn: where only so many are taken, none is left out."""
     yield from practice_texts(seed)
-    for family in sorted(set(settings.shares()) & {task.family for task in LADDER} - {RESAMPLED.family}):
-        task, rng = TASKS[family], np.random.default_rng([seed, 6, *family.encode()])
-        for level in itertools.islice(itertools.cycle(range(1, task.levels + 1)), 300):
-            problem = task.problem(rng, level, "train")
-            yield problem.prompt
-            yield from (piece.text for piece in task.trace(problem, rng))
+    families = sorted(set(settings.shares()) & {task.family for task in LADDER} - {RESAMPLED.family})
+    for problems in zip(*(_worked_texts(TASKS[family], seed) for family in families), strict=True):
+        yield from itertools.chain.from_iterable(problems)
+
+
+def _worked_texts(task: Task, seed: int) -> Iterator[list[str]]:
+    """Question and worked solution of 300 problems, levels in turn."""
+    rng = np.random.default_rng([seed, 6, *task.family.encode()])
+    for level in itertools.islice(itertools.cycle(range(1, task.levels + 1)), 300):
+        problem = task.problem(rng, level, "train")
+        yield [problem.prompt, *(piece.text for piece in task.trace(problem, rng))]
 
 
 def evaluation_prompts(settings: Examination, seed: int) -> list[str]:
