@@ -159,15 +159,28 @@ def test_unknown_families_are_refused_and_new_templates_are_exams_only():
         exam.problem(np.random.default_rng(0), 2, "train")
 
 
+class Shares:
+    def __init__(self, *names):
+        self.names = names
+
+    def shares(self):
+        return dict.fromkeys(self.names, 1.0)
+
+
 def test_the_tokenizer_sees_the_words_of_further_families_only():
-    class Shares:
-        def __init__(self, *names):
-            self.names = names
-
-        def shares(self):
-            return dict.fromkeys(self.names, 1.0)
-
     plain = list(practice_texts(1))
     assert list(tokenizer_texts(Shares("arithmetic", "dialogue"), 1)) == plain, "the demo's are unchanged"
     more = list(tokenizer_texts(Shares("arithmetic", "stories_te"), 1))
     assert more[: len(plain)] == plain and any("పండ్లు" in text for text in more[len(plain) :])
+
+
+def test_where_the_tokenizer_takes_only_a_part_no_family_is_left_out():
+    families = ("bases", "expressions", "stories_te", "tables", "tool_choice")
+    further = list(tokenizer_texts(Shares(*families), 1))[len(list(practice_texts(1))) :]
+    part = further[: len(further) // 10]
+    for family in families:
+        words = {
+            word for p in problems(TASKS[family], "train", 40) for word in p.prompt.split() if word.isalpha()
+        }
+        seen = {word for text in part for word in text.split()}
+        assert len(words & seen) > 0.25 * len(words) > 1, family
