@@ -5,6 +5,12 @@ import os
 import signal
 import sys
 
+from hypothesis import settings
+
+# On a busy machine an example may take a hundred times as long as when it is repeated; that says nothing.
+settings.register_profile("ayllu", deadline=None)
+settings.load_profile("ayllu")
+
 # `make test-native`: the extension that was built with sanitizers takes the installed one's place.
 if extension := os.environ.get("AYLLU_TEST_EXTENSION"):
     spec = importlib.util.spec_from_file_location("ayllu.native._native", extension)
