@@ -26,6 +26,10 @@ class Recording:
     """
 
     def __init__(self, record: Path | None, replay: Path | None, *, own: bool, answers: int) -> None:
+        if answers and (record is not None or replay is not None):
+            raise UsageError(
+                "a file holds one answer", fix="leave --record and --replay out, or --votes and --best-of"
+            )
         if replay is not None and own:
             raise UsageError(
                 "--replay brings its own question, sampling and tools",
@@ -34,7 +38,7 @@ class Recording:
         self.replayed = RecordedTurn.read(replay) if replay is not None else None
         self.path = record
         if record is not None:
-            _check_new(record, answers)
+            _check_new(record)
         self._done: tuple[Transcript, Answer] | None = None
 
     def seed(self, given: int | None) -> int | None:
@@ -67,8 +71,9 @@ class Recording:
     def finish(self, talk: Talk, prompt: str, said: str, engine: EngineOptions) -> None:
         """Write the turn, and compare it with the replayed one. UsageError, with the seed, where it can't be
         written: the answer has been given by now. RequestError when it came out otherwise."""
-        if self._done is None or (self.path is None and self.replayed is None):
+        if self.path is None and self.replayed is None:
             return
+        assert self._done is not None, "one answer was given"
         now = RecordedTurn.of(
             prompt,
             said,
@@ -91,9 +96,7 @@ class Recording:
             self.replayed.check(now)
 
 
-def _check_new(path: Path, answers: int) -> None:
-    if answers:
-        raise UsageError("a file holds one answer", fix="leave --record out, or --votes and --best-of")
+def _check_new(path: Path) -> None:
     if path.exists():
         raise UsageError(f"{path} exists already", fix="name a file that doesn't")
     if not path.absolute().parent.is_dir():

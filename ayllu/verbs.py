@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 Flag = Parameter(negative=())
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
-Model = Annotated[Path, Parameter(help="A model folder, a run folder, a name under models/, a .gguf file.")]
-AnyModel = Annotated[str, Parameter(help="A model folder, a run folder, a name under models/, a .gguf file.")]
+_ANY = Parameter(help="A model folder, a run folder, a name under models/, a .gguf file.")
+Model = Annotated[Path, _ANY]
+AnyModel = Annotated[str, _ANY]
 EngineFlags = Annotated[EngineOptions, Parameter(name="*")]
 ChoiceFlags = Annotated[ChoiceOptions, Parameter(name="*")]
 _USUAL, _ONE = EngineOptions(), ChoiceOptions()

@@ -54,10 +54,7 @@ def lines(reports: list[dict[str, Any]]) -> list[str]:
             cells += [" ".join(f"{value:.1f}" for value in values), f"{mean:.1f} ± {half:.1f}"]
         found.append(f"| {family} | " + " | ".join(cells) + " |")
     stages = [
-        (report["evals"][family][stage])
-        for report in reports
-        for family in report["evals"]
-        for stage in STAGES
+        report["evals"][family][stage] for report in reports for family in report["evals"] for stage in STAGES
     ]
     valid, every = (sum(each[name] for each in stages) for name in ("valid_calls", "calls"))
     times = ", ".join(clock(report["wall_seconds"]) for report in reports)

@@ -4,8 +4,7 @@ Each budget is a bound that the engine holds (engine/budget.py): at the bound th
 model must answer with what it has. With --told the system turn says the number as well, as practice with
 `sft.budgets` teaches it. For each family and budget: strict accuracy with its 95 % Wilson interval and the
 mean of the tokens thought. A curve counts as rising when no budget lies below a smaller one by more than
-the two intervals allow. A turn with calls may think on after each
-result, within what is left of its budget.
+the two intervals allow. A turn with calls may think on after each result, within what is left of its budget.
 """
 
 from __future__ import annotations

@@ -161,6 +161,7 @@ def test_what_a_file_cannot_hold_and_what_does_not_go_with_one(folder, capsys):
         (("Now?", "--replay", file), "brings its own"),
         (("--replay", file, "--seed", "3"), "brings its own"),
         (("--replay", file, "--no-tools"), "brings its own"),
+        (("--replay", file, "--votes", "3"), "a file holds one answer"),
     ):
         assert ayllu(*run, *words) == 2
         assert why in capsys.readouterr().err
