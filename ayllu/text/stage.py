@@ -26,6 +26,7 @@ from ayllu.text.manifest import attribution, licence_table, make_manifest
 from ayllu.text.readers import ABOUT, corpus_files, read_corpus, read_lines, read_objects
 from ayllu.text.tokenizer import Tokenizer, train_tokenizer
 
+CODE_VERSION = 2  # 2: a bracket is a piece of its own
 PROBLEM_KEYS = ("prompt", "question", "problem", "text")  # of a JSONL file of evaluation problems
 CONTRADICTION = 0.3  # nats per n-gram by which the recognised language must win over the label's
 

@@ -36,8 +36,9 @@ CONTROL = (
 )  # fmt: skip
 
 # One piece never crosses these borders: letters with their marks (and one leading space); a single
-# digit; a run of other signs (and one leading space); line ends; other white space.
-SPLIT = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|[\r\n]+|\s+(?!\S)|\s"
+# digit; a bracket; a run of other signs (these two with one leading space); line ends; other white space. A
+# bracket stands alone so that `(3+4)*(5-2)` is the same tokens wherever it is copied to: in `")*("` it isn't.
+SPLIT = r" ?[\p{L}\p{M}]+|\p{N}| ?[()]| ?[^\s\p{L}\p{M}\p{N}()]+|[\r\n]+|\s+(?!\S)|\s"
 
 
 class Tokenizer:
