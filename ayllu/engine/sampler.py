@@ -108,7 +108,7 @@ def _uniform(rows: Rows[Row]) -> Tensor:
 
 # ---- plain rows
 def _plain(logits_BV: Tensor, rows: Rows[Row]) -> list[Sampled]:
-    if ops.sampling_usable(logits_BV):
+    if ops.usable(logits_BV):
         temperature_B = torch.tensor([_temperature(row) for row in rows], dtype=torch.float32)
         token_B, logprob_B = ops.sample(logits_BV, temperature_B, _uniform(rows))
     else:
@@ -161,7 +161,7 @@ def _logprobs(logits_BV: Tensor, token_B: Tensor) -> Tensor:
 # ---- the others
 def _special(logits_SV: Tensor, rows: Rows[Row]) -> list[Sampled]:
     x_SV, forced = _steer(logits_SV, rows)
-    fused = ops.sampling_usable(logits_SV)
+    fused = ops.usable(logits_SV)
     token_S = _draw_fused(x_SV, rows) if fused else _draw(x_SV, rows)
     if any(token is not None for token in forced):
         drawn = token_S.tolist()

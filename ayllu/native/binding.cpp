@@ -26,56 +26,54 @@ static const char* machine_level() {
     return "portable";
 }
 
-NB_MODULE(_native, m) {
-    nb::set_leak_warnings(false);
+// The training kernels for activations of one type.
+template <class T>
+static void bind_training(nb::module_ m) {
+    using Kernels = ayllu::Training<T>;
     using nb::gil_scoped_release;
-    m.def("machine_level", &machine_level);
-    bind_engine(m);
-    m.def("use_openmp", &ayllu::use_openmp, "library"_a, "threads"_a);
-    m.def("thread_count", &ayllu::thread_count);
     m.def(
         "cross_entropy",
         [](Address logits, Address targets, Address weights, Address losses, Address entropies, size_t rows,
            size_t vocab) {
-            ayllu::cross_entropy(at<uint16_t>(logits), at<int64_t>(targets), at<float>(weights), at<float>(losses),
+            Kernels::cross_entropy(at<T>(logits), at<int64_t>(targets), at<float>(weights), at<float>(losses),
                                  at<float>(entropies), rows, vocab);
         },
         nb::call_guard<gil_scoped_release>());
     m.def(
         "rms_norm",
         [](Address x, Address w, Address y, Address scales, float eps, size_t rows, size_t width) {
-            ayllu::rms_norm(at<uint16_t>(x), at<float>(w), at<uint16_t>(y), at<float>(scales), eps, rows, width);
+            Kernels::rms_norm(at<T>(x), at<float>(w), at<T>(y), at<float>(scales), eps, rows, width);
         },
         nb::call_guard<gil_scoped_release>());
     m.def(
         "rms_norm_backward",
         [](Address dy, Address x, Address w, Address scales, Address dx, Address dw, size_t rows, size_t width) {
-            ayllu::rms_norm_backward(at<uint16_t>(dy), at<uint16_t>(x), at<float>(w), at<float>(scales),
-                                     at<uint16_t>(dx), at<float>(dw), rows, width);
+            Kernels::rms_norm_backward(at<T>(dy), at<T>(x), at<float>(w), at<float>(scales),
+                                     at<T>(dx), at<float>(dw), rows, width);
         },
         nb::call_guard<gil_scoped_release>());
     m.def(
         "swiglu",
         [](Address gate_up, Address y, size_t rows, size_t hidden) {
-            ayllu::swiglu(at<uint16_t>(gate_up), at<uint16_t>(y), rows, hidden);
+            Kernels::swiglu(at<T>(gate_up), at<T>(y), rows, hidden);
         },
         nb::call_guard<gil_scoped_release>());
     m.def(
         "swiglu_backward",
         [](Address dy, Address gate_up, Address d, size_t rows, size_t hidden) {
-            ayllu::swiglu_backward(at<uint16_t>(dy), at<uint16_t>(gate_up), at<uint16_t>(d), rows, hidden);
+            Kernels::swiglu_backward(at<T>(dy), at<T>(gate_up), at<T>(d), rows, hidden);
         },
         nb::call_guard<gil_scoped_release>());
     m.def(
         "causal_softmax",
         [](Address scores, Address starts, size_t batches, size_t heads, size_t length) {
-            ayllu::causal_softmax(at<uint16_t>(scores), at<int32_t>(starts), batches, heads, length);
+            Kernels::causal_softmax(at<T>(scores), at<int32_t>(starts), batches, heads, length);
         },
         nb::call_guard<gil_scoped_release>());
     m.def(
         "causal_softmax_backward",
         [](Address dp, Address p, Address starts, size_t batches, size_t heads, size_t length) {
-            ayllu::causal_softmax_backward(at<uint16_t>(dp), at<uint16_t>(p), at<int32_t>(starts), batches, heads,
+            Kernels::causal_softmax_backward(at<T>(dp), at<T>(p), at<int32_t>(starts), batches, heads,
                                            length);
         },
         nb::call_guard<gil_scoped_release>());
@@ -85,8 +83,8 @@ NB_MODULE(_native, m) {
            Address v, Address scales, size_t batches, size_t length, size_t heads, size_t kv_heads, size_t dim,
            float eps, float query_scale) {
             const ayllu::Heads h{batches, length, heads, kv_heads, dim, eps, query_scale};
-            ayllu::split_heads(h, at<uint16_t>(qkv), at<float>(q_weight), at<float>(k_weight), at<float>(cosine),
-                               at<float>(sine), at<uint16_t>(q), at<uint16_t>(k), at<uint16_t>(v), at<float>(scales));
+            Kernels::split_heads(h, at<T>(qkv), at<float>(q_weight), at<float>(k_weight), at<float>(cosine),
+                               at<float>(sine), at<T>(q), at<T>(k), at<T>(v), at<float>(scales));
         },
         nb::call_guard<gil_scoped_release>());
     m.def(
@@ -95,11 +93,22 @@ NB_MODULE(_native, m) {
            Address sine, Address scales, Address d, Address d_weights, size_t batches, size_t length, size_t heads,
            size_t kv_heads, size_t dim, float eps, float query_scale) {
             const ayllu::Heads h{batches, length, heads, kv_heads, dim, eps, query_scale};
-            ayllu::split_heads_backward(h, at<uint16_t>(dq), at<uint16_t>(dk), at<uint16_t>(dv), at<uint16_t>(qkv),
+            Kernels::split_heads_backward(h, at<T>(dq), at<T>(dk), at<T>(dv), at<T>(qkv),
                                         at<float>(q_weight), at<float>(k_weight), at<float>(cosine), at<float>(sine),
-                                        at<float>(scales), at<uint16_t>(d), at<float>(d_weights));
+                                        at<float>(scales), at<T>(d), at<float>(d_weights));
         },
         nb::call_guard<gil_scoped_release>());
+}
+
+NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);
+    using nb::gil_scoped_release;
+    m.def("machine_level", &machine_level);
+    bind_engine(m);
+    m.def("use_openmp", &ayllu::use_openmp, "library"_a, "threads"_a);
+    m.def("thread_count", &ayllu::thread_count);
+    bind_training<uint16_t>(m.def_submodule("bf16"));
+    bind_training<float>(m.def_submodule("f32"));
     m.def(
         "sample",
         [](Address logits, Address temperatures, Address uniforms, Address tokens, Address logprobs, size_t rows,

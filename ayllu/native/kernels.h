@@ -11,29 +11,33 @@ struct Heads {
     float eps, query_scale;
 };
 
-// logits (rows, vocab) become d loss / d logits for loss = sum(weights * -log p[target]).
-void cross_entropy(uint16_t* logits, const int64_t* targets, const float* weights, float* losses, float* entropies,
-                   size_t rows, size_t vocab);
+// Activations are T: uint16_t (bfloat16) or float.
+template <class T>
+struct Training {
+    // logits (rows, vocab) become d loss / d logits for loss = sum(weights * -log p[target]).
+    static void cross_entropy(T* logits, const int64_t* targets, const float* weights, float* losses, float* entropies,
+                       size_t rows, size_t vocab);
 
-void rms_norm(const uint16_t* x, const float* w, uint16_t* y, float* scales, float eps, size_t rows, size_t width);
-void rms_norm_backward(const uint16_t* dy, const uint16_t* x, const float* w, const float* scales, uint16_t* dx,
-                       float* dw, size_t rows, size_t width);
+    static void rms_norm(const T* x, const float* w, T* y, float* scales, float eps, size_t rows, size_t width);
+    static void rms_norm_backward(const T* dy, const T* x, const float* w, const float* scales, T* dx,
+                           float* dw, size_t rows, size_t width);
 
-void swiglu(const uint16_t* gate_up, uint16_t* y, size_t rows, size_t hidden);
-void swiglu_backward(const uint16_t* dy, const uint16_t* gate_up, uint16_t* d, size_t rows, size_t hidden);
+    static void swiglu(const T* gate_up, T* y, size_t rows, size_t hidden);
+    static void swiglu_backward(const T* dy, const T* gate_up, T* d, size_t rows, size_t hidden);
 
-// scores (batches, heads, length, length); starts (batches, length).
-void causal_softmax(uint16_t* scores, const int32_t* starts, size_t batches, size_t heads, size_t length);
-void causal_softmax_backward(uint16_t* dp, const uint16_t* p, const int32_t* starts, size_t batches, size_t heads,
-                             size_t length);
+    // scores (batches, heads, length, length); starts (batches, length).
+    static void causal_softmax(T* scores, const int32_t* starts, size_t batches, size_t heads, size_t length);
+    static void causal_softmax_backward(T* dp, const T* p, const int32_t* starts, size_t batches, size_t heads,
+                                 size_t length);
 
-// qkv (B*T, (H+2G)*D) -> q (B,H,T,D) times query_scale, k and v (B,G,T,D). Null weights: no norm.
-void split_heads(const Heads& h, const uint16_t* qkv, const float* q_weight, const float* k_weight,
-                 const float* cosine, const float* sine, uint16_t* q, uint16_t* k, uint16_t* v, float* scales);
-// d_weights: the queries' norm weights, then the keys'.
-void split_heads_backward(const Heads& h, const uint16_t* dq, const uint16_t* dk, const uint16_t* dv,
-                          const uint16_t* qkv, const float* q_weight, const float* k_weight, const float* cosine,
-                          const float* sine, const float* scales, uint16_t* d, float* d_weights);
+    // qkv (B*T, (H+2G)*D) -> q (B,H,T,D) times query_scale, k and v (B,G,T,D). Null weights: no norm.
+    static void split_heads(const Heads& h, const T* qkv, const float* q_weight, const float* k_weight,
+                     const float* cosine, const float* sine, T* q, T* k, T* v, float* scales);
+    // d_weights: the queries' norm weights, then the keys'.
+    static void split_heads_backward(const Heads& h, const T* dq, const T* dk, const T* dv,
+                              const T* qkv, const float* q_weight, const float* k_weight, const float* cosine,
+                              const float* sine, const float* scales, T* d, float* d_weights);
+};
 
 // Next tokens from logits (rows, vocab): greedy at temperature 0 (lowest id among equals), else by the
 // inverse of the cumulative distribution at uniforms[row]. logprobs: of the token at temperature 1.

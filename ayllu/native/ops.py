@@ -1,7 +1,7 @@
-"""Differentiable CPU operations on bfloat16 tensors, in front of the kernels of training.cpp.
+"""Differentiable CPU operations on bfloat16 and float32 tensors, in front of the kernels of training.cpp.
 
-`usable(x)` decides: bfloat16 on the CPU with the extension loaded. Callers keep their plain torch
-path for everything else, and the tests compare the two.
+`usable(x)` decides: one of these types, on the CPU, with the extension loaded. Callers keep their plain
+torch path for everything else, and the tests compare the two.
 """
 
 from __future__ import annotations
@@ -20,11 +20,6 @@ _pool = -1  # threads that the kernels were told to use
 
 def usable(x: Tensor) -> bool:
     """Whether the kernels apply to a tensor like `x`; also follows torch.set_num_threads."""
-    return x.dtype == torch.bfloat16 and sampling_usable(x)
-
-
-def sampling_usable(x: Tensor) -> bool:
-    """Whether the sampling kernel applies to logits like `x`."""
     if native.module() is None or x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32):
         return False
     follow_threads()
@@ -49,7 +44,14 @@ def _address(x: Tensor | None, dtype: torch.dtype, *shape: int) -> int:
     return x.data_ptr()
 
 
-BF16, F32 = torch.bfloat16, torch.float32
+F32 = torch.float32
+
+
+def _kernels(x: Tensor) -> Any:
+    """The training kernels for activations like `x`."""
+    module = native.module()
+    assert module is not None and x.dtype in (torch.bfloat16, F32), x.dtype
+    return module.bf16 if x.dtype == torch.bfloat16 else module.f32
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -59,10 +61,10 @@ class _RMSNorm(torch.autograd.Function):
         width = x.shape[-1]
         rows = x.numel() // width
         y, scales = torch.empty_like(x), torch.empty(rows)
-        native.module().rms_norm(  # type: ignore[union-attr]
-            _address(x, BF16),
+        _kernels(x).rms_norm(
+            _address(x, x.dtype),
             _address(weight, F32, width),
-            _address(y, BF16),
+            _address(y, x.dtype),
             _address(scales, F32),
             eps,
             rows,
@@ -77,12 +79,12 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, scales = ctx.saved_tensors
         dy, dx, dw = dy.contiguous(), torch.empty_like(x), torch.zeros_like(weight)
         width = x.shape[-1]
-        native.module().rms_norm_backward(  # type: ignore[union-attr]
-            _address(dy, BF16),
-            _address(x, BF16),
+        _kernels(x).rms_norm_backward(
+            _address(dy, x.dtype),
+            _address(x, x.dtype),
             _address(weight, F32),
             _address(scales, F32),
-            _address(dx, BF16),
+            _address(dx, x.dtype),
             _address(dw, F32),
             x.numel() // width,
             width,
@@ -101,7 +103,9 @@ class _SwiGLU(torch.autograd.Function):
         gate_up = gate_up.contiguous()
         hidden = gate_up.shape[-1] // 2
         y = gate_up.new_empty(*gate_up.shape[:-1], hidden)
-        native.module().swiglu(_address(gate_up, BF16), _address(y, BF16), y.numel() // hidden, hidden)  # type: ignore[union-attr]
+        _kernels(gate_up).swiglu(
+            _address(gate_up, gate_up.dtype), _address(y, gate_up.dtype), y.numel() // hidden, hidden
+        )
         ctx.save_for_backward(gate_up)
         return y
 
@@ -111,8 +115,12 @@ class _SwiGLU(torch.autograd.Function):
         (gate_up,) = ctx.saved_tensors
         dy, d = dy.contiguous(), torch.empty_like(gate_up)
         hidden = dy.shape[-1]
-        native.module().swiglu_backward(  # type: ignore[union-attr]
-            _address(dy, BF16), _address(gate_up, BF16), _address(d, BF16), dy.numel() // hidden, hidden
+        _kernels(gate_up).swiglu_backward(
+            _address(dy, gate_up.dtype),
+            _address(gate_up, gate_up.dtype),
+            _address(d, gate_up.dtype),
+            dy.numel() // hidden,
+            hidden,
         )
         return d
 
@@ -142,13 +150,13 @@ class _SplitHeads(torch.autograd.Function):
         q, k, v = (qkv_BTX.new_empty(b, n, t, dim) for n in (heads, kv_heads, kv_heads))
         scales = torch.empty(b * t * (heads + kv_heads))
         ctx.sizes = (b, t, heads, kv_heads, dim, eps, dim**-0.5)
-        native.module().split_heads(  # type: ignore[union-attr]
-            _address(qkv_BTX, BF16),
+        _kernels(qkv_BTX).split_heads(
+            _address(qkv_BTX, qkv_BTX.dtype),
             _address(q_weight, F32),
             _address(k_weight, F32),
             _address(cos_TD, F32, t, dim),
             _address(sin_TD, F32, t, dim),
-            *(_address(x, BF16) for x in (q, k, v)),
+            *(_address(x, qkv_BTX.dtype) for x in (q, k, v)),
             _address(scales, F32),
             *ctx.sizes,
         )
@@ -161,15 +169,15 @@ class _SplitHeads(torch.autograd.Function):
         qkv, q_weight, k_weight, cos_TD, sin_TD, scales = ctx.saved_tensors
         d, d_weights = torch.empty_like(qkv), torch.zeros(2 * ctx.sizes[4])
         dq, dk, dv = dq.contiguous(), dk.contiguous(), dv.contiguous()  # named, so that they stay alive
-        native.module().split_heads_backward(  # type: ignore[union-attr]
-            *(_address(x, BF16) for x in (dq, dk, dv)),
-            _address(qkv, BF16),
+        _kernels(qkv).split_heads_backward(
+            *(_address(x, qkv.dtype) for x in (dq, dk, dv)),
+            _address(qkv, qkv.dtype),
             _address(q_weight, F32),
             _address(k_weight, F32),
             _address(cos_TD, F32),
             _address(sin_TD, F32),
             _address(scales, F32),
-            _address(d, BF16),
+            _address(d, qkv.dtype),
             _address(d_weights, F32),
             *ctx.sizes,
         )
@@ -184,8 +192,8 @@ class _CausalSoftmax(torch.autograd.Function):
     def forward(ctx: Any, scores_NTT: Tensor, starts_BT: Tensor, heads: int) -> Tensor:
         b, t = starts_BT.shape
         assert scores_NTT.shape[-1] == t and scores_NTT.numel() == b * heads * t * t
-        native.module().causal_softmax(  # type: ignore[union-attr]
-            _address(scores_NTT, BF16), _address(starts_BT, torch.int32, b, t), b, heads, t
+        _kernels(scores_NTT).causal_softmax(
+            _address(scores_NTT, scores_NTT.dtype), _address(starts_BT, torch.int32, b, t), b, heads, t
         )
         ctx.mark_dirty(scores_NTT)
         ctx.save_for_backward(scores_NTT, starts_BT)
@@ -198,8 +206,8 @@ class _CausalSoftmax(torch.autograd.Function):
         p, starts_BT = ctx.saved_tensors
         b, t = starts_BT.shape
         dp = dp.contiguous()  # ours alone: the product before it made it
-        native.module().causal_softmax_backward(  # type: ignore[union-attr]
-            _address(dp, BF16), _address(p, BF16), _address(starts_BT, torch.int32), b, ctx.heads, t
+        _kernels(p).causal_softmax_backward(
+            _address(dp, p.dtype), _address(p, p.dtype), _address(starts_BT, torch.int32), b, ctx.heads, t
         )
         return dp, None, None
 
@@ -237,8 +245,8 @@ def cross_entropy_(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> t
     rows, vocab = logits_NV.shape
     assert not rows or (int(targets_N.min()) >= 0 and int(targets_N.max()) < vocab)
     losses, entropies = torch.empty(rows), torch.empty(rows)
-    native.module().cross_entropy(  # type: ignore[union-attr]
-        _address(logits_NV, BF16),
+    _kernels(logits_NV).cross_entropy(
+        _address(logits_NV, logits_NV.dtype),
         _address(targets_N, torch.int64, rows),
         _address(weights_N, F32, rows),
         _address(losses, F32),

@@ -25,6 +25,11 @@ INLINE uint16_t narrow(float x) {
     return uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
+// The same for numbers that are float32 already, so that one text of a kernel serves both.
+INLINE float widen(float x) { return x; }
+INLINE void put(uint16_t& to, float x) { to = narrow(x); }
+INLINE void put(float& to, float x) { to = x; }
+
 // e^x for x in about [-87, 88], relative error below 2e-7; smaller x give about 1e-38.
 INLINE float exp_fast(float x) {
     x = std::min(std::max(x, -87.f), 88.f);
@@ -41,17 +46,14 @@ INLINE float exp_fast(float x) {
     return p * std::bit_cast<float>((int32_t(n) + 127) << 23);
 }
 
-INLINE float value(float x) { return x; }
-INLINE float value(uint16_t x) { return widen(x); }
-
 // The largest of n > 0 values. The pragma allows the running maximum to be split into lanes (which
 // compilers refuse otherwise, because of NaN).
 template <class T>
 INLINE float largest(const T* x, size_t n) {
-    float top = value(x[0]);
+    float top = widen(x[0]);
 #pragma omp simd reduction(max : top)
     for (size_t i = 1; i < n; ++i) {
-        const float v = value(x[i]);
+        const float v = widen(x[i]);
         top = v > top ? v : top;
     }
     return top;

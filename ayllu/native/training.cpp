@@ -1,4 +1,4 @@
-// Fused training kernels for the CPU, on bfloat16 activations with float32 arithmetic inside.
+// Fused training kernels for the CPU, on bfloat16 or float32 activations (T) with float32 arithmetic inside.
 //
 // A small decoder on a CPU spends most of its time outside the matrix products: in softmax, norms and
 // casts that PyTorch runs as separate passes over memory. Each kernel here is one such group in one
@@ -20,10 +20,11 @@
 namespace ayllu {
 
 // ---- cross-entropy: logits become their own gradient
-CLONES static void cross_entropy_rows(uint16_t* logits, const int64_t* targets, const float* weights, float* losses,
+template <class T>
+CLONES static void cross_entropy_rows(T* logits, const int64_t* targets, const float* weights, float* losses,
                                       float* entropies, float* buffer, size_t first, size_t last, size_t vocab) {
     for (size_t row = first; row < last; ++row) {
-        uint16_t* l = logits + row * vocab;
+        T* l = logits + row * vocab;
         const float top = largest(l, vocab);
         float sum = 0.f, weighted = 0.f;
         for (size_t i = 0; i < vocab; ++i) {
@@ -38,12 +39,13 @@ CLONES static void cross_entropy_rows(uint16_t* logits, const int64_t* targets, 
         losses[row] = log_sum + top - widen(l[target]);
         entropies[row] = log_sum - weighted / sum;
         const float scale = weights[row] / sum;
-        for (size_t i = 0; i < vocab; ++i) l[i] = narrow(buffer[i] * scale);
-        l[target] = narrow(buffer[target] * scale - weights[row]);
+        for (size_t i = 0; i < vocab; ++i) put(l[i], buffer[i] * scale);
+        put(l[target], buffer[target] * scale - weights[row]);
     }
 }
 
-void cross_entropy(uint16_t* logits, const int64_t* targets, const float* weights, float* losses, float* entropies,
+template <class T>
+void Training<T>::cross_entropy(T* logits, const int64_t* targets, const float* weights, float* losses, float* entropies,
                    size_t rows, size_t vocab) {
     parallel_rows(rows, [&](size_t first, size_t last, int) {
         std::vector<float> buffer(vocab);
@@ -52,29 +54,32 @@ void cross_entropy(uint16_t* logits, const int64_t* targets, const float* weight
 }
 
 // ---- RMSNorm
-CLONES static void norm_rows(const uint16_t* x, const float* w, uint16_t* y, float* scales, float eps, size_t first,
+template <class T>
+CLONES static void norm_rows(const T* x, const float* w, T* y, float* scales, float eps, size_t first,
                              size_t last, size_t width) {
     for (size_t row = first; row < last; ++row) {
-        const uint16_t* xr = x + row * width;
-        uint16_t* yr = y + row * width;
+        const T* xr = x + row * width;
+        T* yr = y + row * width;
         float sum = 0.f;
         for (size_t i = 0; i < width; ++i) sum += widen(xr[i]) * widen(xr[i]);
         const float scale = 1.f / std::sqrt(sum / float(width) + eps);
         scales[row] = scale;
-        for (size_t i = 0; i < width; ++i) yr[i] = narrow(widen(xr[i]) * scale * w[i]);
+        for (size_t i = 0; i < width; ++i) put(yr[i], widen(xr[i]) * scale * w[i]);
     }
 }
 
-void rms_norm(const uint16_t* x, const float* w, uint16_t* y, float* scales, float eps, size_t rows, size_t width) {
+template <class T>
+void Training<T>::rms_norm(const T* x, const float* w, T* y, float* scales, float eps, size_t rows, size_t width) {
     parallel_rows(rows, [&](size_t first, size_t last, int) { norm_rows(x, w, y, scales, eps, first, last, width); });
 }
 
 // dx = scale * (w dy - xhat * mean(w dy xhat)); dw += dy xhat
-CLONES static void norm_backward_rows(const uint16_t* dy, const uint16_t* x, const float* w, const float* scales,
-                                      uint16_t* dx, float* dw, size_t first, size_t last, size_t width) {
+template <class T>
+CLONES static void norm_backward_rows(const T* dy, const T* x, const float* w, const float* scales,
+                                      T* dx, float* dw, size_t first, size_t last, size_t width) {
     for (size_t row = first; row < last; ++row) {
-        const uint16_t *d = dy + row * width, *xr = x + row * width;
-        uint16_t* out = dx + row * width;
+        const T *d = dy + row * width, *xr = x + row * width;
+        T* out = dx + row * width;
         const float scale = scales[row];
         float dot = 0.f;
         for (size_t i = 0; i < width; ++i) {
@@ -84,11 +89,12 @@ CLONES static void norm_backward_rows(const uint16_t* dy, const uint16_t* x, con
         }
         dot /= float(width);
         for (size_t i = 0; i < width; ++i)
-            out[i] = narrow(scale * (widen(d[i]) * w[i] - widen(xr[i]) * scale * dot));
+            put(out[i], scale * (widen(d[i]) * w[i] - widen(xr[i]) * scale * dot));
     }
 }
 
-void rms_norm_backward(const uint16_t* dy, const uint16_t* x, const float* w, const float* scales, uint16_t* dx,
+template <class T>
+void Training<T>::rms_norm_backward(const T* dy, const T* x, const float* w, const float* scales, T* dx,
                        float* dw, size_t rows, size_t width) {
     PartialSums sums(width);
     parallel_rows(rows, [&](size_t first, size_t last, int thread) {
@@ -98,47 +104,52 @@ void rms_norm_backward(const uint16_t* dy, const uint16_t* x, const float* w, co
 }
 
 // ---- SwiGLU: y = silu(gate) * up, gate and up side by side in one row
-CLONES static void swiglu_rows(const uint16_t* gate_up, uint16_t* y, size_t first, size_t last, size_t hidden) {
+template <class T>
+CLONES static void swiglu_rows(const T* gate_up, T* y, size_t first, size_t last, size_t hidden) {
     for (size_t row = first; row < last; ++row) {
-        const uint16_t *gate = gate_up + row * 2 * hidden, *up = gate + hidden;
-        uint16_t* out = y + row * hidden;
+        const T *gate = gate_up + row * 2 * hidden, *up = gate + hidden;
+        T* out = y + row * hidden;
         for (size_t i = 0; i < hidden; ++i) {
             const float g = widen(gate[i]);
-            out[i] = narrow(g / (1.f + exp_fast(-g)) * widen(up[i]));
+            put(out[i], g / (1.f + exp_fast(-g)) * widen(up[i]));
         }
     }
 }
 
-void swiglu(const uint16_t* gate_up, uint16_t* y, size_t rows, size_t hidden) {
+template <class T>
+void Training<T>::swiglu(const T* gate_up, T* y, size_t rows, size_t hidden) {
     parallel_rows(rows, [&](size_t first, size_t last, int) { swiglu_rows(gate_up, y, first, last, hidden); });
 }
 
-CLONES static void swiglu_backward_rows(const uint16_t* dy, const uint16_t* gate_up, uint16_t* d, size_t first,
+template <class T>
+CLONES static void swiglu_backward_rows(const T* dy, const T* gate_up, T* d, size_t first,
                                         size_t last, size_t hidden) {
     for (size_t row = first; row < last; ++row) {
-        const uint16_t *gate = gate_up + row * 2 * hidden, *up = gate + hidden, *g_out = dy + row * hidden;
-        uint16_t *d_gate = d + row * 2 * hidden, *d_up = d_gate + hidden;
+        const T *gate = gate_up + row * 2 * hidden, *up = gate + hidden, *g_out = dy + row * hidden;
+        T *d_gate = d + row * 2 * hidden, *d_up = d_gate + hidden;
         for (size_t i = 0; i < hidden; ++i) {
             const float g = widen(gate[i]), u = widen(up[i]), out = widen(g_out[i]);
             const float sigmoid = 1.f / (1.f + exp_fast(-g)), silu = g * sigmoid;
-            d_up[i] = narrow(out * silu);
-            d_gate[i] = narrow(out * u * (sigmoid + silu * (1.f - sigmoid)));
+            put(d_up[i], out * silu);
+            put(d_gate[i], out * u * (sigmoid + silu * (1.f - sigmoid)));
         }
     }
 }
 
-void swiglu_backward(const uint16_t* dy, const uint16_t* gate_up, uint16_t* d, size_t rows, size_t hidden) {
+template <class T>
+void Training<T>::swiglu_backward(const T* dy, const T* gate_up, T* d, size_t rows, size_t hidden) {
     parallel_rows(rows,
                   [&](size_t first, size_t last, int) { swiglu_backward_rows(dy, gate_up, d, first, last, hidden); });
 }
 
 // ---- causal softmax over score rows, in place. Row r of a batch element looks at keys
 // start[r] .. r of its own document; all other weights are zero.
-CLONES static void softmax_rows(uint16_t* scores, const int32_t* starts, float* buffer, size_t first, size_t last,
+template <class T>
+CLONES static void softmax_rows(T* scores, const int32_t* starts, float* buffer, size_t first, size_t last,
                                 size_t length, size_t per_batch) {
     for (size_t row = first; row < last; ++row) {
         const size_t t = row % length, begin = size_t(starts[row / per_batch * length + t]), end = t + 1;
-        uint16_t* s = scores + row * length;
+        T* s = scores + row * length;
         const float top = largest(s + begin, end - begin);
         float sum = 0.f;
         for (size_t i = begin; i < end; ++i) {
@@ -147,13 +158,14 @@ CLONES static void softmax_rows(uint16_t* scores, const int32_t* starts, float* 
             sum += e;
         }
         const float scale = 1.f / sum;
-        std::memset(s, 0, begin * sizeof(uint16_t));
-        for (size_t i = begin; i < end; ++i) s[i] = narrow(buffer[i] * scale);
-        std::memset(s + end, 0, (length - end) * sizeof(uint16_t));
+        std::memset(s, 0, begin * sizeof(T));
+        for (size_t i = begin; i < end; ++i) put(s[i], buffer[i] * scale);
+        std::memset(s + end, 0, (length - end) * sizeof(T));
     }
 }
 
-void causal_softmax(uint16_t* scores, const int32_t* starts, size_t batches, size_t heads, size_t length) {
+template <class T>
+void Training<T>::causal_softmax(T* scores, const int32_t* starts, size_t batches, size_t heads, size_t length) {
     parallel_rows(batches * heads * length, [&](size_t first, size_t last, int) {
         std::vector<float> buffer(length);
         softmax_rows(scores, starts, buffer.data(), first, last, length, heads * length);
@@ -161,21 +173,23 @@ void causal_softmax(uint16_t* scores, const int32_t* starts, size_t batches, siz
 }
 
 // dp becomes ds = p * (dp - sum(p dp))
-CLONES static void softmax_backward_rows(uint16_t* dp, const uint16_t* p, const int32_t* starts, size_t first,
+template <class T>
+CLONES static void softmax_backward_rows(T* dp, const T* p, const int32_t* starts, size_t first,
                                          size_t last, size_t length, size_t per_batch) {
     for (size_t row = first; row < last; ++row) {
         const size_t t = row % length, begin = size_t(starts[row / per_batch * length + t]), end = t + 1;
-        uint16_t* d = dp + row * length;
-        const uint16_t* w = p + row * length;
+        T* d = dp + row * length;
+        const T* w = p + row * length;
         float dot = 0.f;
         for (size_t i = begin; i < end; ++i) dot += widen(d[i]) * widen(w[i]);
-        std::memset(d, 0, begin * sizeof(uint16_t));
-        for (size_t i = begin; i < end; ++i) d[i] = narrow(widen(w[i]) * (widen(d[i]) - dot));
-        std::memset(d + end, 0, (length - end) * sizeof(uint16_t));
+        std::memset(d, 0, begin * sizeof(T));
+        for (size_t i = begin; i < end; ++i) put(d[i], widen(w[i]) * (widen(d[i]) - dot));
+        std::memset(d + end, 0, (length - end) * sizeof(T));
     }
 }
 
-void causal_softmax_backward(uint16_t* dp, const uint16_t* p, const int32_t* starts, size_t batches, size_t heads,
+template <class T>
+void Training<T>::causal_softmax_backward(T* dp, const T* p, const int32_t* starts, size_t batches, size_t heads,
                              size_t length) {
     parallel_rows(batches * heads * length, [&](size_t first, size_t last, int) {
         softmax_backward_rows(dp, p, starts, first, last, length, heads * length);
@@ -183,14 +197,15 @@ void causal_softmax_backward(uint16_t* dp, const uint16_t* p, const int32_t* sta
 }
 
 // ---- queries, keys, values: norm per head, rotate, and lay out as (B, heads, T, D)
-CLONES static void heads_rows(const Heads& h, const uint16_t* qkv, const float* q_weight, const float* k_weight,
-                              const float* cosine, const float* sine, uint16_t* q, uint16_t* k, uint16_t* v,
+template <class T>
+CLONES static void heads_rows(const Heads& h, const T* qkv, const float* q_weight, const float* k_weight,
+                              const float* cosine, const float* sine, T* q, T* k, T* v,
                               float* scales, size_t first, size_t last) {
     const size_t dim = h.dim, half = dim / 2, all = h.heads + 2 * h.kv_heads;
     float hat[256];
     for (size_t row = first; row < last; ++row) {
         const size_t b = row / h.length, t = row % h.length;
-        const uint16_t* in = qkv + row * all * dim;
+        const T* in = qkv + row * all * dim;
         const float *c = cosine + t * dim, *s = sine + t * dim;
         for (size_t head = 0; head < h.heads + h.kv_heads; ++head, in += dim) {
             const bool query = head < h.heads;
@@ -206,42 +221,44 @@ CLONES static void heads_rows(const Heads& h, const uint16_t* qkv, const float* 
             }
             scales[row * (h.heads + h.kv_heads) + head] = scale;
             const float factor = query ? h.query_scale : 1.f;
-            uint16_t* out = query ? q + ((b * h.heads + head) * h.length + t) * dim
+            T* out = query ? q + ((b * h.heads + head) * h.length + t) * dim
                                   : k + ((b * h.kv_heads + head - h.heads) * h.length + t) * dim;
             for (size_t i = 0; i < half; ++i) {
-                out[i] = narrow(factor * (hat[i] * c[i] - hat[i + half] * s[i]));
-                out[i + half] = narrow(factor * (hat[i + half] * c[i] + hat[i] * s[i]));
+                put(out[i], factor * (hat[i] * c[i] - hat[i + half] * s[i]));
+                put(out[i + half], factor * (hat[i + half] * c[i] + hat[i] * s[i]));
             }
         }
         for (size_t head = 0; head < h.kv_heads; ++head, in += dim)
-            std::memcpy(v + ((b * h.kv_heads + head) * h.length + t) * dim, in, dim * sizeof(uint16_t));
+            std::memcpy(v + ((b * h.kv_heads + head) * h.length + t) * dim, in, dim * sizeof(T));
     }
 }
 
-void split_heads(const Heads& h, const uint16_t* qkv, const float* q_weight, const float* k_weight,
-                 const float* cosine, const float* sine, uint16_t* q, uint16_t* k, uint16_t* v, float* scales) {
+template <class T>
+void Training<T>::split_heads(const Heads& h, const T* qkv, const float* q_weight, const float* k_weight,
+                 const float* cosine, const float* sine, T* q, T* k, T* v, float* scales) {
     parallel_rows(h.batches * h.length, [&](size_t first, size_t last, int) {
         heads_rows(h, qkv, q_weight, k_weight, cosine, sine, q, k, v, scales, first, last);
     });
 }
 
-CLONES static void heads_backward_rows(const Heads& h, const uint16_t* dq, const uint16_t* dk, const uint16_t* dv,
-                                       const uint16_t* qkv, const float* q_weight, const float* k_weight,
-                                       const float* cosine, const float* sine, const float* scales, uint16_t* d,
+template <class T>
+CLONES static void heads_backward_rows(const Heads& h, const T* dq, const T* dk, const T* dv,
+                                       const T* qkv, const float* q_weight, const float* k_weight,
+                                       const float* cosine, const float* sine, const float* scales, T* d,
                                        float* d_weights, size_t first, size_t last) {
     const size_t dim = h.dim, half = dim / 2, all = h.heads + 2 * h.kv_heads;
     float g[256];
     for (size_t row = first; row < last; ++row) {
         const size_t b = row / h.length, t = row % h.length;
-        const uint16_t* in = qkv + row * all * dim;
-        uint16_t* out = d + row * all * dim;
+        const T* in = qkv + row * all * dim;
+        T* out = d + row * all * dim;
         const float *c = cosine + t * dim, *s = sine + t * dim;
         for (size_t head = 0; head < h.heads + h.kv_heads; ++head, in += dim, out += dim) {
             const bool query = head < h.heads;
             const float* w = query ? q_weight : k_weight;
             float* dw = d_weights + (query ? 0 : dim);
             const float factor = query ? h.query_scale : 1.f;
-            const uint16_t* from = query ? dq + ((b * h.heads + head) * h.length + t) * dim
+            const T* from = query ? dq + ((b * h.heads + head) * h.length + t) * dim
                                          : dk + ((b * h.kv_heads + head - h.heads) * h.length + t) * dim;
             for (size_t i = 0; i < half; ++i) {  // the rotation's transpose
                 const float left = widen(from[i]) * factor, right = widen(from[i + half]) * factor;
@@ -249,7 +266,7 @@ CLONES static void heads_backward_rows(const Heads& h, const uint16_t* dq, const
                 g[i + half] = right * c[i] - left * s[i];
             }
             if (!w) {
-                for (size_t i = 0; i < dim; ++i) out[i] = narrow(g[i]);
+                for (size_t i = 0; i < dim; ++i) put(out[i], g[i]);
                 continue;
             }
             const float scale = scales[row * (h.heads + h.kv_heads) + head];
@@ -260,16 +277,17 @@ CLONES static void heads_backward_rows(const Heads& h, const uint16_t* dq, const
                 dot += g[i] * w[i] * hat;
             }
             dot /= float(dim);
-            for (size_t i = 0; i < dim; ++i) out[i] = narrow(scale * (g[i] * w[i] - widen(in[i]) * scale * dot));
+            for (size_t i = 0; i < dim; ++i) put(out[i], scale * (g[i] * w[i] - widen(in[i]) * scale * dot));
         }
         for (size_t head = 0; head < h.kv_heads; ++head, out += dim)
-            std::memcpy(out, dv + ((b * h.kv_heads + head) * h.length + t) * dim, dim * sizeof(uint16_t));
+            std::memcpy(out, dv + ((b * h.kv_heads + head) * h.length + t) * dim, dim * sizeof(T));
     }
 }
 
-void split_heads_backward(const Heads& h, const uint16_t* dq, const uint16_t* dk, const uint16_t* dv,
-                          const uint16_t* qkv, const float* q_weight, const float* k_weight, const float* cosine,
-                          const float* sine, const float* scales, uint16_t* d, float* d_weights) {
+template <class T>
+void Training<T>::split_heads_backward(const Heads& h, const T* dq, const T* dk, const T* dv,
+                          const T* qkv, const float* q_weight, const float* k_weight, const float* cosine,
+                          const float* sine, const float* scales, T* d, float* d_weights) {
     PartialSums sums(2 * h.dim);
     parallel_rows(h.batches * h.length, [&](size_t first, size_t last, int thread) {
         heads_backward_rows(h, dq, dk, dv, qkv, q_weight, k_weight, cosine, sine, scales, d, sums.of(thread), first,
@@ -277,5 +295,8 @@ void split_heads_backward(const Heads& h, const uint16_t* dq, const uint16_t* dk
     });
     sums.add_to(d_weights);
 }
+
+template struct Training<uint16_t>;
+template struct Training<float>;
 
 }  // namespace ayllu

@@ -24,12 +24,18 @@ _MEMORY = 0.8  # share of the old value that a step keeps
 MASTERED = 0.9  # mean reward of a visit
 
 
+def informative(rewards: list[float]) -> bool:
+    """Whether a group teaches: some answer was right, and not all are worth the same. Among wrong answers only
+    prices differ (`rl.cut_off`), and learning from these teaches to end, not to be right."""
+    return max(rewards) > 0 and min(rewards) != max(rewards)
+
+
 @dataclass
 class Curriculum:
     """Rolling values; plain JSON through dataclasses.asdict, so that a run can find them again."""
 
     passes: dict[str, float] = field(default_factory=dict)  # "family/level" -> pass rate
-    informative: float = 0.5  # share of groups whose rewards differ
+    informative: float = 0.5  # share of groups that teach something
     empty: int = 0  # steps in a row without any such group
     retire: int = 0  # mastered visits in a row after which a level rests; 0: none does
     replay: float = 0.15  # share of a family's problems that come from resting levels
@@ -49,7 +55,9 @@ class Curriculum:
         if resting and (len(resting) == task.levels or rng.random() < self.replay):
             return resting[int(rng.integers(len(resting)))]
         known = [self.passes.get(f"{task.family}/{n}", 0.5) for n in range(1, task.levels + 1)]
-        rates = np.clip(known, 0.0, 1.0)  # rewards may be below 0 (a call that wasn't valid)
+        rates = np.clip(
+            known, 0.0, 1.0
+        )  # rewards may be below 0 (what calls that aren't valid cost, and answers that never end)
         weights = rates * (1 - rates) + _FLOOR
         weights[[n - 1 for n in resting]] = 0.0
         return 1 + int(rng.choice(task.levels, p=weights / weights.sum()))
@@ -63,7 +71,7 @@ class Curriculum:
             mean = float(np.mean(rewards))
             self.passes[key] = _MEMORY * self.passes.get(key, mean) + (1 - _MEMORY) * mean
             self.visits[key] = self.visits.get(key, 0) + 1 if mean >= MASTERED else 0
-        useful = sum(min(r) != max(r) for _, _, r in groups)
+        useful = sum(informative(rewards) for _, _, rewards in groups)
         self.informative = _MEMORY * self.informative + (1 - _MEMORY) * useful / len(groups)
         self.empty = 0 if useful else self.empty + 1
 

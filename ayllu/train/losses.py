@@ -3,9 +3,8 @@
 With weights that sum to one over the batch it is the mean negative log-likelihood; with advantages
 as weights its gradient is the policy gradient (Williams 1992), since d(-A log p) is what both need.
 
-On the CPU in bfloat16 the logits never exist as a whole: rows go through head, softmax, gradient and
-back in pieces that stay in the cache (the idea of fused linear cross-entropy kernels). Elsewhere, and in
-float32, they do up to a gigabyte.
+On the CPU the logits never exist as a whole: rows go through head, softmax, gradient and back in pieces
+that stay in the cache (the idea of fused linear cross-entropy kernels). Elsewhere they do up to a gigabyte.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from torch.utils.checkpoint import checkpoint
 from ayllu.native import ops
 
 _LOGITS = 1 << 28  # of a piece in float32: 1 GB
-_ROWS = 2048  # logits of a piece: 16 MB at 4,096 pieces of vocabulary
+_ROWS = {torch.bfloat16: 2048, torch.float32: 1024}  # of a piece: 16 MB of logits with a vocabulary of 4,096
 
 
 @functools.cache
 def _logits_buffer(vocab: int, dtype: torch.dtype) -> Tensor:
     """One piece of logits, used again by every step: pieces of ever different sizes would leave the
     heap in fragments."""
-    return torch.empty(_ROWS, vocab, dtype=dtype)
+    return torch.empty(_ROWS[dtype], vocab, dtype=dtype)
 
 
 class _FusedHeadLoss(torch.autograd.Function):
@@ -39,8 +38,9 @@ class _FusedHeadLoss(torch.autograd.Function):
         d_states = torch.empty_like(states_NC)
         d_head = torch.empty_like(head_VC)
         losses, entropies = [], []
-        for first in range(0, states_NC.shape[0], _ROWS):
-            piece = slice(first, first + _ROWS)
+        rows = _ROWS[head.dtype]
+        for first in range(0, states_NC.shape[0], rows):
+            piece = slice(first, first + rows)
             x = states_NC[piece]
             logits = torch.mm(x, head.T, out=_logits_buffer(len(head), head.dtype)[: len(x)])
             loss, entropy = ops.cross_entropy_(

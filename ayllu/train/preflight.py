@@ -20,7 +20,7 @@ from ayllu import machine
 from ayllu.errors import TrainingStoppedError
 from ayllu.files import read_json, write_json
 from ayllu.progress import clock
-from ayllu.reason.curriculum import Curriculum
+from ayllu.reason.curriculum import Curriculum, informative
 from ayllu.reason.practice import TASKS
 from ayllu.stage import StageContext
 
@@ -98,7 +98,7 @@ def flight(groups: list[Group], size: int) -> Flight:
         float(np.mean([value > 0 for group in groups for value in group.rewards])),
         float(np.mean([max(group.rewards) > 0 for group in groups])),
         float(np.mean([answer.finish_reason == "length" for answer in answers])),
-        float(np.mean([min(rewards) != max(rewards) for rewards in first])),
+        float(np.mean([informative(rewards) for rewards in first])),
         float(np.mean([answer.tokens for answer in answers])),
     )
 

@@ -28,7 +28,7 @@ from ayllu.engine.request import SamplingParams
 from ayllu.errors import RecipeValueError, TrainingStoppedError
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
-from ayllu.reason.curriculum import Curriculum
+from ayllu.reason.curriculum import Curriculum, informative
 from ayllu.reason.loop import Answer
 from ayllu.reason.practice import TASKS, check_families, toolbox_for
 from ayllu.reason.rollout import answer_problems
@@ -53,7 +53,7 @@ from ayllu.train.schedule import lr_scale
 from ayllu.train.sft import Practice, SftSettings, pack_rows, pack_whole, read_given, save_into, trainable
 from ayllu.train.step import Batch, StepResult, backward, train_step
 
-CODE_VERSION = 4  # 4: no answer is left out of an update for being long; float32 logits
+CODE_VERSION = 5  # 5: a group without a right answer is never learnt from
 _VERIFIABLE = ("arithmetic", "calculator", "countdown3")
 _TYPICAL_TOKENS = 50  # the constant that token sums are divided by, times the answers of a batch
 _PATIENCE = 10  # steps without any informative group (or with collapsed entropy) before giving up
@@ -82,6 +82,7 @@ class RlSettings:
     updates: int = bounded(1, 1, 64, "updates from the rollouts of a step; above 1 is off-policy")
     clip_low: float = bounded(0.0, 0.0, 1.0, "how far ratios may fall; 0 takes the bound of the loss's paper")
     clip_high: float = bounded(0.0, 0.0, 100.0, "how far ratios may rise; 0 takes the paper's bound")
+    cut_off: float = bounded(0.0, 0.0, 1.0, "taken off an answer's reward when the limit cut it off")
     invalid_call: float = bounded(0.0, 0.0, 1.0, "taken off an answer's reward for a call that isn't valid")
     retire: int = bounded(0, 0, 1000, "visits at 90 % in a row after which a level rests; 0: none does")
     replay: float = bounded(0.15, 0.01, 1.0, "share of problems from levels that rest")
@@ -122,13 +123,12 @@ class Group:
 
     @property
     def informative(self) -> bool:
-        """Whether the rewards differ; equal rewards have no gradient."""
-        return min(self.rewards) != max(self.rewards)
+        """Whether it is learnt from (`curriculum.informative`); equal rewards have no gradient."""
+        return informative(self.rewards)
 
 
 def reward(problem: Problem, transcript: Transcript, answer: Answer, chat: Chat) -> float:
-    """1 for a right answer in the asked form, else 0 (also when the limit cut it off). Cut-off answers
-    cost nothing extra: a penalty kept the model from searching longer than its teacher (lab log)."""
+    """1 for a right answer in the asked form, else 0 (also when the limit cut it off)."""
     if answer.finish_reason != "stop":
         return 0.0
     return float(TASKS[problem.family].verify(problem, chat.answer(transcript)).strict)
@@ -189,6 +189,8 @@ class Rollouts:
         value = reward(problem, answer.transcript, answer, self.chat)
         if self.settings.invalid_call and answer.valid_calls < answer.calls:
             value -= self.settings.invalid_call
+        if answer.finish_reason == "length":
+            value -= self.settings.cut_off
         return value
 
 

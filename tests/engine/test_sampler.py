@@ -162,7 +162,7 @@ def chi_square(counts, p):
 @pytest.mark.parametrize("fused", [True, False])
 def test_draws_have_the_distribution(monkeypatch, options, fused):
     if not fused:
-        monkeypatch.setattr(ops, "sampling_usable", lambda _: False)
+        monkeypatch.setattr(ops, "usable", lambda _: False)
     vocab, n = 40, 6_000
     logits = 2 * torch.randn(vocab, generator=torch.Generator().manual_seed(5))
     sequences = [sequence(seed, prompt=(1, 2), vocab=vocab, **options) for seed in range(n // 4)]
@@ -195,7 +195,7 @@ def test_both_paths_draw_the_same_tokens(monkeypatch):
     logits = 2 * torch.randn(500, 333, generator=generator)
     rows = [Row(sequence(n, n % 7, temperature=(0.0, 0.5, 1.0)[n % 3])) for n in range(500)]
     fused = sampler.sample(logits, rows)
-    monkeypatch.setattr(ops, "sampling_usable", lambda _: False)
+    monkeypatch.setattr(ops, "usable", lambda _: False)
     plain = sampler.sample(logits, rows)
     same = [a.token == b.token for a, b in zip(fused, plain, strict=True)]
     assert sum(same) >= 499, "but for a rounded border"
@@ -207,7 +207,7 @@ def test_both_paths_draw_the_same_tokens(monkeypatch):
 @pytest.mark.parametrize("temperature", [0.0, 1e-40, 1e-6])
 def test_ties_and_cold_rows_take_the_lowest_id(monkeypatch, path, temperature):
     if path == "plain":
-        monkeypatch.setattr(ops, "sampling_usable", lambda _: False)
+        monkeypatch.setattr(ops, "usable", lambda _: False)
     logits = torch.zeros(3, 70)
     logits[1, 40:] = 1
     logits[2, 69] = 1
@@ -243,7 +243,7 @@ def special_rows(vocab):
 def test_neighbours_change_no_bit(fused, seed):
     vocab, patch = 1500, pytest.MonkeyPatch()
     if not fused:
-        patch.setattr(ops, "sampling_usable", lambda _: False)
+        patch.setattr(ops, "usable", lambda _: False)
     try:
         rng = np.random.default_rng(seed)
         sequences = [sequence(n, n % 5, temperature=(0.0, 0.7, 1.0)[n % 3]) for n in range(9)]

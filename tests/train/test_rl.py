@@ -372,6 +372,17 @@ def test_a_call_that_is_not_valid_costs_what_the_recipe_says() -> None:
         assert rollouts._reward(PROBLEM, sloppy) == pytest.approx(1.0 - price)
 
 
+def test_an_answer_that_is_cut_off_costs_what_the_recipe_says() -> None:
+    """Where the search goes in a circle, ending must be worth more; where no answer is right it teaches nothing."""
+    for price in (0.0, 0.05):
+        rollouts = Rollouts(None, CHAT, RlSettings(cut_off=price), 1, BOX)  # type: ignore[arg-type]
+        assert rollouts._reward(PROBLEM, answered("no")) == 0.0
+        assert rollouts._reward(PROBLEM, answered(PROBLEM.answer)) == 1.0
+        assert rollouts._reward(PROBLEM, answered("never en", "length")) == -price
+    assert group(1.0, 0.0, -0.05).informative and group(1.0, -0.05).informative
+    assert not group(0.0, 0.0, -0.05).informative
+
+
 # ---- before the first update, and reasons to stop
 def test_a_preflight_counts_by_hand() -> None:
     flight = preflight.flight([group(1, 0, 0, 0), group(0, 0, 0, 1), group(0, 0, 0, 0)], size=2)
