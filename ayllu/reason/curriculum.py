@@ -25,8 +25,8 @@ MASTERED = 0.9  # mean reward of a visit
 
 
 def informative(rewards: list[float]) -> bool:
-    """Whether a group teaches: some answer was right, and not all are worth the same. Among wrong answers only
-    prices differ (`rl.cut_off`), and learning from these teaches to end, not to be right."""
+    """Whether a group teaches: some answer was right, and not all are worth the same. Among wrong answers
+    only prices differ (`rl.cut_off`), and learning from these teaches to end, not to be right."""
     return max(rewards) > 0 and min(rewards) != max(rewards)
 
 
