@@ -1,6 +1,6 @@
-"""The fused training kernels, for bfloat16 and for float32 activations, against plain torch in float32: values and gradients over random shapes,
-vector tails, document borders and extreme values; the same bits every time and, row by row, for any
-number of threads."""
+"""The fused training kernels, for bfloat16 and float32 activations, against plain torch in float32: values and
+gradients over random shapes, vector tails, document borders and extreme values; the same bits every time and,
+row by row, for any number of threads."""
 
 import subprocess
 import sys
@@ -159,11 +159,9 @@ def test_attention(seed, batch, length, kv_heads, group, half, norms, kind):
     values = gradients(plain, [qkv.float(), *rowwise], dy)
     for mine, theirs in zip(got, values, strict=True):
         wanted = theirs.sum((0, 1, 2)) if theirs.dim() == 4 else theirs
-        error = float((mine.detach().float() - wanted.detach()).norm())
-        share, floor = {BF16: (0.03, 3e-5), F32: (1e-4, 1e-5)}[
-            kind
-        ]  # the floor: what torch rounds where 0 is right
-        assert torch.isfinite(mine).all() and error < share * float(theirs.norm()) + floor, error
+        error = float((mine.float() - wanted).norm().detach())
+        share, floor = {BF16: (0.03, 3e-5), F32: (1e-4, 1e-5)}[kind]  # torch rounds where 0 is right
+        assert torch.isfinite(mine).all() and error < share * float(theirs.detach().norm()) + floor, error
 
 
 def test_attention_never_crosses_a_document():

@@ -373,7 +373,7 @@ def test_a_call_that_is_not_valid_costs_what_the_recipe_says() -> None:
 
 
 def test_an_answer_that_is_cut_off_costs_what_the_recipe_says() -> None:
-    """Where the search goes in a circle, ending must be worth more; where no answer is right it teaches nothing."""
+    """Ending is worth more than going in a circle; where no answer is right, nothing is learnt."""
     for price in (0.0, 0.05):
         rollouts = Rollouts(None, CHAT, RlSettings(cut_off=price), 1, BOX)  # type: ignore[arg-type]
         assert rollouts._reward(PROBLEM, answered("no")) == 0.0
