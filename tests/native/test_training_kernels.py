@@ -1,6 +1,6 @@
-"""The fused training kernels, for bfloat16 and float32 activations, against plain torch in float32: values and
-gradients over random shapes, vector tails, document borders and extreme values; the same bits every time and,
-row by row, for any number of threads."""
+"""The fused training kernels, for bfloat16 and float32 activations, against plain torch in float32: values
+and gradients over random shapes, vector tails, document borders and extreme values; the same bits every time
+and, row by row, for any number of threads."""
 
 import subprocess
 import sys
