@@ -1,8 +1,9 @@
 """Several runs of one recipe, one line for each family: `python bench/seeds.py runs/one runs/two ...`
 
-From the runs' own reports: right answers before and after RL, in per cent, for every run, their mean, and the
-95 % interval of the mean from its spread between the runs (Student's t). Runs of other recipes or on other
-machines are refused: such figures don't belong into one mean.
+From the runs' own reports (a run's folder, or its report.json alone): right answers before and after RL, in
+per cent, for every run, their mean, and the 95 % interval of the mean from its spread between the runs
+(Student's t). Runs of other recipes are refused: such figures don't belong into one mean. Times stand with
+their machines, which may differ.
 """
 
 from __future__ import annotations
@@ -36,10 +37,9 @@ def comparable(reports: list[dict[str, Any]]) -> None:
         raise UsageError("a run isn't finished", fix="finish it with ayllu make")
     if len({report["seed"] for report in reports}) < len(reports):
         raise UsageError("two runs have the same seed")
-    for what in ("recipe", "machine"):
-        first, *others = ({k: v for k, v in report[what].items() if k != "seed"} for report in reports)
-        if any(other != first for other in others):
-            raise UsageError(f"the runs differ in their {what}")
+    first, *others = ({k: v for k, v in report["recipe"].items() if k != "seed"} for report in reports)
+    if any(other != first for other in others):
+        raise UsageError("the runs differ in their recipe")
 
 
 def lines(reports: list[dict[str, Any]]) -> list[str]:
@@ -57,16 +57,21 @@ def lines(reports: list[dict[str, Any]]) -> list[str]:
         report["evals"][family][stage] for report in reports for family in report["evals"] for stage in STAGES
     ]
     valid, every = (sum(each[name] for each in stages) for name in ("valid_calls", "calls"))
-    times = ", ".join(clock(report["wall_seconds"]) for report in reports)
-    return [*found, "", f"{valid:,} of {every:,} calls valid; {times} in all"]
+    times = "; ".join(f"{clock(report['wall_seconds'])} on {_machine(report)}" for report in reports)
+    return [*found, "", f"{valid:,} of {every:,} calls valid. In all: {times}"]
+
+
+def _machine(report: dict[str, Any]) -> str:
+    found = report["machine"]
+    return f"{found['threads']} threads of {found['chip']} ({', '.join(found['features'])})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders of one recipe with different seeds")
+    parser.add_argument("runs", nargs="+", type=Path, help="runs of one recipe with different seeds")
     wish = parser.parse_args()
     try:
-        reports = [read_json(run / "report.json") for run in wish.runs]
+        reports = [read_json(run / "report.json" if run.is_dir() else run) for run in wish.runs]
         comparable(reports)
     except (AylluError, OSError) as error:
         sys.exit(f"seeds.py: {error}")

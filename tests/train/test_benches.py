@@ -10,6 +10,7 @@ import pytest
 
 from ayllu.engine.engine import Engine
 from ayllu.errors import UsageError
+from ayllu.files import write_json
 from ayllu.reason.practice import TASKS
 from ayllu.reason.transcript import Chat
 from ayllu.text.tokenizer import Tokenizer
@@ -60,7 +61,8 @@ def report(number: int, right: float, **more: Any) -> dict[str, Any]:
     """What bench/seeds.py reads of a run."""
     part = {"accuracy": right, "calls": 4, "valid_calls": 3}
     return {
-        "finished": True, "seed": number, "recipe": {"seed": number, "name": "one"}, "machine": {"chip": "a"},
+        "finished": True, "seed": number, "recipe": {"seed": number, "name": "one"},
+        "machine": {"chip": f"chip {number}", "threads": 2, "features": ["avx2", "fma"]},
         "evals": {"lists": {"sft": part, "rl": part}}, "wall_seconds": 61.0,
     } | more  # fmt: skip
 
@@ -70,15 +72,29 @@ def test_seeds_side_by_side() -> None:
     seeds.comparable(reports)
     table = "\n".join(seeds.lines(reports))
     assert "| lists | 50.0 60.0 70.0 | 60.0 ± 24.8 |" in table  # 4.303 * 10 / sqrt(3)
-    assert "18 of 24 calls valid; 1:01, 1:01, 1:01" in table
+    assert "18 of 24 calls valid. In all: 1:01 on 2 threads of chip 1 (avx2, fma); 1:01 on 2 threads" in table
 
 
 @pytest.mark.parametrize(
     "other",
-    [{"seed": 1}, {"finished": False}, {"machine": {}}, {"recipe": {"seed": 2, "name": "two"}}],
+    [{"seed": 1}, {"finished": False}, {"recipe": {"seed": 2, "name": "two"}}],
 )
 def test_other_runs_are_refused(other: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         seeds.comparable([report(1, 0.5)])
     with pytest.raises(UsageError):
         seeds.comparable([report(1, 0.5), report(2, 0.5, **other)])
+
+
+def test_seeds_reads_folders_and_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one").mkdir()
+    write_json(tmp_path / "one" / "report.json", report(1, 0.5))
+    write_json(tmp_path / "two.json", report(2, 0.7))
+    monkeypatch.setattr(sys, "argv", ["seeds.py", str(tmp_path / "one"), str(tmp_path / "two.json")])
+    seeds.main()
+    assert "| lists | 50.0 70.0 | 60.0 ± 127.1 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["seeds.py", str(tmp_path / "one"), str(tmp_path / "three.json")])
+    with pytest.raises(SystemExit, match=r"seeds\.py: "):
+        seeds.main()
