@@ -29,7 +29,7 @@ from ayllu.reason.thinking import bounded, taught
 from ayllu.reason.transcript import Transcript
 from ayllu.reason.verify import Verifier, check_fits, find_verifier, load_verifier
 
-CODE_VERSION = 3  # raised when the same settings would give another result; 3: calls are held to schemas
+CODE_VERSION = 4  # raised when the same settings would give another result; 4: other stories are drawn
 KIND = "ayllu eval"
 MAX_SAMPLES = 128
 _WEIGHTS = (".safetensors", ".gguf", ".pth")

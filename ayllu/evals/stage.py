@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch and numpy are imported when the stage runs, not when 
     from ayllu.evals.runner import EvalResult
     from ayllu.reason.task import Task
 
-CODE_VERSION = 2  # 2: calls are held to their schemas
+CODE_VERSION = 3  # 3: other stories are drawn
 MODELS = ("sft", "rl")
 FAMILIES = ("arithmetic", "calculator", "countdown3", "dialogue")
 

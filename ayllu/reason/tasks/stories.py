@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from random import Random
 from typing import Any
 
 from numpy.random import Generator
@@ -173,8 +174,9 @@ class Stories(Task):
 
     def problem(self, rng: Generator, level: int, split: str) -> Problem:
         """A story of the split."""
+        draws = Random(int(rng.integers(2**63)))
         while True:
-            story = compose(rng, level)
+            story = compose(draws, level)
             if story is not None and split_of_story(story, self.language) == split:
                 break
         column = LANGUAGES.index(self.language)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import tomllib
 from pathlib import Path
+from random import Random
 from typing import Any
-
-from numpy.random import Generator
 
 LANGUAGES = ("en", "de", "te")
 
@@ -37,8 +36,13 @@ def verbs(group: str, kind: str) -> tuple[str, ...]:
     return tuple(f"{group}.{name}" for name, verb in words()[group].items() if kind in verb["with"])
 
 
-def draw_wording(rng: Generator, style: str) -> int:
-    """One of the wordings of a sentence, by its number in English; languages with fewer begin again."""
+@functools.cache
+def _wordings(style: str) -> int:
     group, _, name = style.partition(".")
     table = words()[group][name]["en"]
-    return int(rng.integers(len(table))) if isinstance(table, list) else 0
+    return len(table) if isinstance(table, list) else 1
+
+
+def draw_wording(rng: Random, style: str) -> int:
+    """One of the wordings of a sentence, by its number in English; languages with fewer begin again."""
+    return rng.randrange(_wordings(style))
