@@ -23,7 +23,7 @@ from ayllu.reason.tasks.arithmetic import (
 from ayllu.reason.tasks.calculator import Calculator
 from ayllu.reason.tasks.countdown import PATIENCE, Countdown, check, lines, reachable, sums
 from ayllu.reason.transcript import Kind
-from ayllu.tools.calculator import CALCULATOR
+from ayllu.tools.calculator import CALCULATOR, canonical
 from ayllu.tools.tool import Call, Toolbox
 
 NUMERIC = (Arithmetic(), Calculator())
@@ -43,7 +43,7 @@ def owner_key(problem):
     if problem.family == "countdown3":
         return "countdown " + " ".join(map(str, sorted(problem.data["numbers"])))
     x, op, y = (problem.data[name] for name in ("x", "op", "y"))
-    return f"{min(x, y)} {op} {max(x, y)}"
+    return f"({x} / {y})" if op == "/" else f"{min(x, y)} {op} {max(x, y)}"
 
 
 # ---- splits
@@ -105,7 +105,8 @@ def test_questions_say_what_is_asked(task):
         x, op, y = (problem.data[name] for name in ("x", "op", "y"))
         assert re.findall(r"\d+", problem.prompt) == [str(x), str(y)]
         assert f"{x} {op} {y}" in problem.prompt
-        assert problem.answer == str({"+": x + y, "-": x - y, "*": x * y}[op])
+        value = Fraction(x, y) if op == "/" else {"+": x + y, "-": x - y, "*": x * y}[op]
+        assert problem.answer == canonical(value)
 
 
 def test_levels_of_arithmetic():
@@ -216,6 +217,12 @@ def test_traces_of_arithmetic_end_in_the_answer():
         assert Arithmetic().verify(problem, said.text).strict
 
 
+def test_the_calculator_divides_too_and_results_have_points():
+    answers = [p.answer for p in problems(Calculator(), "train", 400) if p.data["op"] == "/"]
+    assert 20 < len(answers) < 80
+    assert sum("." in answer for answer in answers) > len(answers) / 2
+
+
 def test_traces_of_the_calculator_run():
     box = Toolbox([CALCULATOR])
     for problem in problems(Calculator(), "train", 200):
@@ -234,7 +241,8 @@ def test_only_the_number_counts(task):
         assert task.verify(problem, n).strict and task.verify(problem, f" {n}\n").strict
         for loose in (f"The answer is {n}", f"1 or {n}", f"5-3={n}"):
             assert task.verify(problem, loose).lenient and not task.verify(problem, loose).strict
-        wrong = (f"{n} or {int(n) + 1}", f"{int(n) + 1}", f"{n}0", f"{n}.5", f"0{n}", "", "no", None)
+        more = canonical(Fraction(n) + 1)
+        wrong = (f"{n} or {more}", more, f"{n}0", f"{n}.5", f"0{n}", "", "no", None)
         for answer in wrong:
             verdict = task.verify(problem, answer)
             assert not verdict.strict and not verdict.lenient and verdict.why, answer

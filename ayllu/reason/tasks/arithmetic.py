@@ -90,6 +90,11 @@ def remainder_key(x: int, y: int) -> str:
     return f"remainder {x} {y}"
 
 
+def quotient_key(x: int, y: int) -> str:
+    """The key of x / y, whichever family asks."""
+    return f"({x} / {y})"
+
+
 class Arithmetic(Task):
     """Level 1: + and - to 2 digits, products 1x1 to 2x1. Level 2: + and - to 3 digits, products to 2x2."""
 

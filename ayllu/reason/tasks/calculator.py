@@ -1,16 +1,20 @@
 """The same sums through a tool call: numbers to six digits, the calculator does the work.
 
 The model learns when to call (it is asked to, or the numbers are too long for the head), to copy
-the operands exactly into the call, and to copy the result into the answer.
+the operands exactly into the call, and to copy the result into the answer. One in ten is a division, whose
+result is rarely a whole number: what was never shown with a point is copied without it.
 """
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from numpy.random import Generator
 
 from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
-from ayllu.reason.tasks.arithmetic import PROMPTS, canonical_key, verify_number
+from ayllu.reason.tasks.arithmetic import PROMPTS, canonical_key, quotient_key, verify_number
 from ayllu.reason.transcript import Kind, call_text
+from ayllu.tools.calculator import canonical
 
 ASKED = (
     "Use the calculator: {x} {op} {y}",
@@ -23,6 +27,7 @@ ASKED = (
     "~{x} {op} {y}: కాలిక్యులేటర్‌తో లెక్కించండి.",
 )
 _LONGEST = 6
+_SIGNS = "+-*+-*+-*/"
 
 
 class Calculator(Task):
@@ -36,21 +41,23 @@ class Calculator(Task):
         """Operand lengths uniform from 1 to the level's longest."""
         longest = min(2 * level, _LONGEST)
         while True:
-            op = "+-*"[rng.integers(3)]
+            op = _SIGNS[rng.integers(len(_SIGNS))]
             x, y = (
                 int(rng.integers(10 ** (n - 1) if n > 1 else 0, 10**n))
                 for n in rng.integers(1, longest + 1, 2).tolist()
             )
-            key = canonical_key(x, op, y)
+            if op == "/" and y < 2:
+                continue
+            key = quotient_key(x, y) if op == "/" else canonical_key(x, op, y)
             if owns(split, key):
                 break
         # Beyond three digits the question need not say that the calculator is wanted.
         long = max(x, y) > 999
         prompts = PROMPTS if long and rng.integers(2) else ASKED
         prompt = wording(rng, prompts, split).format(x=x, op=op, y=y)
-        value = x + y if op == "+" else x - y if op == "-" else x * y
+        value = Fraction(x, y) if op == "/" else {"+": x + y, "-": x - y, "*": x * y}[op]
         return Problem(
-            self.family, level, key, prompt, str(value), {"x": x, "op": op, "y": y}, ("calculator",)
+            self.family, level, key, prompt, canonical(value), {"x": x, "op": op, "y": y}, ("calculator",)
         )
 
     def trace(self, problem: Problem, rng: Generator) -> list[Piece]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from numpy.random import Generator
 
 from ayllu.reason.task import Piece, Problem, Task, Verdict, owns, wording
-from ayllu.reason.tasks.arithmetic import canonical_key, remainder_key, verify_number
+from ayllu.reason.tasks.arithmetic import canonical_key, quotient_key, remainder_key, verify_number
 from ayllu.reason.transcript import Kind, call_text
 from ayllu.tools.calculator import evaluate
 from ayllu.tools.tool import ToolError
@@ -90,8 +90,8 @@ class Node:
             return str(self.value)
         if self.depth() == 1 and self.op in "+-*" and min(self.left.value, self.right.value) >= 0:
             return canonical_key(self.left.value, self.op, self.right.value)
-        if self.depth() == 1 and self.op == "%":
-            return remainder_key(self.left.value, self.right.value)
+        if self.depth() == 1 and self.op in "/%":
+            return (quotient_key if self.op == "/" else remainder_key)(self.left.value, self.right.value)
         names = [self.left.key(), self.right.key()]
         return "(" + f" {self.op} ".join(sorted(names) if self.op in "+*" else names) + ")"
 
