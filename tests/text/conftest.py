@@ -1,7 +1,9 @@
-"""Sound sentences in three languages to build corpora from, and a stage context."""
+"""Sound sentences in three languages to build corpora from, a stage context, and small vocabularies of other
+models beside the libraries that judge them."""
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from collections.abc import Callable, Iterable
@@ -9,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from foreign_vocabularies import STORIES, hf_json
 
 from ayllu.progress import Progress
 from ayllu.stage import StageContext
 from ayllu.text.readers import read_corpus
+from ayllu.text.tokenizer import Tokenizer, train_tokenizer
+from ayllu.text.vocabularies.bytelevel import LLAMA3, QWEN2
+from ayllu.text.vocabularies.tiktoken import reserved_names
 
 DEFAULT_CORPUS = Path(__file__).parents[2] / "data" / "default"
 
@@ -83,3 +89,46 @@ def sound_rows(paragraphs: dict[str, list[str]]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+@pytest.fixture(scope="session")
+def stories() -> tuple[Tokenizer, Any]:
+    import sentencepiece  # here, as tiktoken below: most tests of the folder need no judge
+
+    judge = sentencepiece.SentencePieceProcessor(model_file=str(STORIES / "tokenizer.model"))
+    return Tokenizer.load(STORIES), judge
+
+
+@pytest.fixture(scope="session")
+def ranks(paragraphs: dict[str, list[str]]) -> dict[bytes, int]:
+    """Byte pairs trained with tiktoken's own teaching code's rule: ours, ordered by when they were merged."""
+    trained = train_tokenizer((b for blocks in paragraphs.values() for b in blocks[:60]), 1500)
+    pieces = [trained.piece_bytes(i) for i in range(16, trained.vocab_size)]
+    return {piece: rank for rank, piece in enumerate(pieces)}
+
+
+@pytest.fixture(scope="session")
+def llama3(ranks: dict[bytes, int], tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
+    import tiktoken
+
+    folder = tmp_path_factory.mktemp("llama3")
+    lines = [base64.b64encode(piece) + b" %d\n" % rank for piece, rank in ranks.items()]
+    (folder / "tokenizer.model").write_bytes(b"".join(lines))
+    special = {name: len(ranks) + i for i, name in enumerate(reserved_names())}
+    judge = tiktoken.Encoding("small", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens=special)
+    return Tokenizer.load(folder), judge
+
+
+@pytest.fixture(scope="session")
+def qwen(ranks: dict[bytes, int], tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("qwen")
+    (folder / "tokenizer.json").write_text(json.dumps(hf_json(ranks, QWEN2)))
+    spoken = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "split_special_tokens": True,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(spoken))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, len(ranks)]}))
+    return Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
