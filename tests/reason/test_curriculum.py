@@ -67,6 +67,22 @@ def test_steps_without_a_useful_group_are_counted():
     assert curriculum.empty == 0
 
 
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=4))
+def test_a_level_can_be_drawn_whatever_the_rewards_were(rewards):
+    curriculum = Curriculum()
+    for level in range(1, TASK.levels + 1):
+        curriculum.observe([(TASK.family, level, rewards)])
+    assert 1 <= curriculum.draw_level(np.random.default_rng(0), TASK) <= TASK.levels
+
+
+def test_wrong_answers_alone_teach_nothing_whatever_they_cost():
+    curriculum = Curriculum()
+    curriculum.observe([("countdown3", 1, [0.0, -0.05]), ("countdown3", 2, [1.0, 1.0])])
+    assert curriculum.empty == 1
+    curriculum.observe([("countdown3", 1, [1.0, 1.0, 0.9])])
+    assert curriculum.empty == 0
+
+
 # ---- practice
 CHAT = Chat(train_tokenizer(iter(["What is 12 + 30? Use 1, 2, 3 to make 6. calculator"]), 300))
 

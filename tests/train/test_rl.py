@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,34 +158,6 @@ def test_the_shares_decide_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {g.problem.family for g in groups} == {"countdown3"}
     with pytest.raises(RecipeValueError, match="every share is 0"):
         RlSettings(arithmetic=0, calculator=0, countdown3=0).shares()
-
-
-# ---- the curriculum
-def test_the_curriculum_survives_json() -> None:
-    rng, one = np.random.default_rng(0), Curriculum()
-    for _ in range(5):
-        one.observe([("arithmetic", int(rng.integers(1, 3)), rng.integers(0, 2, 4).astype(float).tolist())])
-    two = Curriculum()
-    two.restore(json.loads(json.dumps(asdict(one))))
-    assert one == two
-    draws = [[c.draw_level(np.random.default_rng(n), TASK) for n in range(50)] for c in (one, two)]
-    assert draws[0] == draws[1]
-
-
-def test_the_uncertain_level_is_practised_most_and_none_is_forgotten() -> None:
-    curriculum = Curriculum(passes={f"arithmetic/{n}": 1.0 for n in range(1, TASK.levels)})
-    curriculum.passes[f"arithmetic/{TASK.levels}"] = 0.5
-    rng = np.random.default_rng(0)
-    drawn = [curriculum.draw_level(rng, TASK) for _ in range(600)]
-    assert drawn.count(TASK.levels) > 400 and set(drawn) == set(range(1, TASK.levels + 1))
-
-
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=4))
-def test_a_level_can_be_drawn_whatever_the_rewards_were(rewards: list[float]) -> None:
-    curriculum = Curriculum()
-    for level in range(1, TASK.levels + 1):
-        curriculum.observe([("arithmetic", level, rewards)])
-    assert 1 <= curriculum.draw_level(np.random.default_rng(0), TASK) <= TASK.levels
 
 
 # ---- the stage
