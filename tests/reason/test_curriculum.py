@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ayllu.reason.curriculum import Curriculum
 from ayllu.reason.practice import TASKS, budgeted, draw, draw_level, evaluation_prompts
 from ayllu.reason.task import distinct_problems, split_of
-from ayllu.reason.tasks.arithmetic import canonical_key
+from ayllu.reason.tasks.arithmetic import canonical_key, quotient_key
 from ayllu.reason.tasks.countdown import Countdown
 from ayllu.reason.transcript import Chat, Kind
 from ayllu.text.tokenizer import train_tokenizer
@@ -100,9 +100,10 @@ def test_levels_are_drawn_evenly_but_the_highest_twice_as_often(family):
 def _keys(prompt):
     """The canonical keys that a prompt's numbers could be (of any sum, or a Countdown)."""
     numbers = [int(n) for n in re.findall(r"\d+", prompt)]
-    sign = re.search(r"\d ([-+*]) \d", prompt)
+    sign = re.search(r"\d ([-+*/]) \d", prompt)
     if sign and len(numbers) == 2:
-        return [canonical_key(numbers[0], sign[1], numbers[1])]
+        x, y = numbers
+        return [quotient_key(x, y) if sign[1] == "/" else canonical_key(x, sign[1], y)]
     if len(numbers) == 4:
         first, last = sorted(numbers[:3]), sorted(numbers[1:])
         return ["countdown " + " ".join(map(str, (last if prompt.startswith(("Make", "Bilde")) else first)))]
