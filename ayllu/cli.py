@@ -99,8 +99,10 @@ def _run(words: list[str], *, debug: bool) -> int:
         with _broken_pipe_is_quiet():
             print(overview(), flush=True)
         return 0
-    from cyclopts import CycloptsError
+    from cyclopts import CycloptsError, UnusedCliTokensError
 
+    shown: AylluError
+    cause: BaseException
     app = program()
     if words[0] in ("run", "chat"):
         # Somebody waits for the first word. What imports leave behind is no rubbish, and looking through it
@@ -116,10 +118,12 @@ def _run(words: list[str], *, debug: bool) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+    except UnusedCliTokensError as error:
+        shown = cause = _too_many(words, error.unused_tokens or [])
     except CycloptsError as error:
         verb = f"{words[0]} " if words[0] in VERBS else ""
-        shown: AylluError = UsageError(" ".join(str(error).split()), fix=f"see ayllu {verb}--help")
-        cause: BaseException = error
+        shown = UsageError(" ".join(str(error).split()), fix=f"see ayllu {verb}--help")
+        cause = error
     except AylluError as error:
         shown = cause = error
     except Exception as error:
@@ -133,6 +137,19 @@ def _run(words: list[str], *, debug: bool) -> int:
         traceback.print_exception(cause)
     print(f"ayllu: {harmless(str(shown))}", file=sys.stderr)
     return shown.exit_code
+
+
+def _too_many(words: list[str], left: list[str]) -> UsageError:
+    """What to say of words that no parameter takes."""
+    verb = words[0] if words[0] in VERBS else ""
+    fix = f"see ayllu {verb} --help".replace("  ", " ")
+    if "--tools" in words and verb in ("run", "chat"):
+        fix = f"one tool more is --tool {left[0]}"
+    elif verb == "run":
+        fix = "put quotes round the prompt"
+    elif verb == "eval":
+        fix = "put commas between the tasks, without spaces"
+    return UsageError(f"too many words: {' '.join(left)}", fix=fix)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 from ayllu.errors import UsageError
 from ayllu.files import make_folder, new_folder, read_json, typed_os_errors, write_bytes, write_json
-from ayllu.gguf import read_header
+from ayllu.gguf import read_header, sampling_from_gguf, sampling_to_gguf
 from ayllu.models import resolve_model
 
 FORMATS = ("auto", "gguf", "hf")
@@ -80,11 +80,13 @@ def export_model(name: str, out: Path, *, form: str = "auto", kind: str = "F16")
     if source.is_file():
         stored = read_header(source).metadata
         vocabulary: Mapping[str, Any] | None = {k: v for k, v in stored.items() if k.startswith("tokenizer.")}
+        sampling = sampling_to_gguf(sampling_from_gguf(stored))
     else:
         vocabulary = gguf_values(source, model.config.vocab_size)
+        sampling = sampling_to_gguf(_generation_config(source))
     make_folder(out.parent)
     title = source.parent.name if source.name == "model" else source.stem if source.is_file() else source.name
-    write_gguf(model, out, kind=kind, vocabulary=vocabulary, metadata={"general.name": title})
+    write_gguf(model, out, kind=kind, vocabulary=vocabulary, metadata={"general.name": title} | sampling)
     return _summary(model, out, "gguf", kind) | {"tokenizer": bool(vocabulary)}
 
 
@@ -136,10 +138,15 @@ def find_plain(name: str, done: str) -> Path:
 
 
 def _generation(stored: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:
-    """generation_config.json: every token that ends an answer."""
+    """generation_config.json: every token that ends an answer, and how to sample."""
     ends = [stored.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     known = list(dict.fromkeys(end for end in ends if type(end) is int))
-    return dict(ids) | ({"eos_token_id": known} if known else {})
+    return dict(ids) | ({"eos_token_id": known} if known else {}) | sampling_from_gguf(stored)
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def _summary(model: Any, out: Path, form: str, kind: str) -> dict[str, Any]:

@@ -59,7 +59,10 @@ def sync_folder(folder: Path) -> None:
 def make_folder(folder: Path) -> Path:
     """Create `folder` and its parents; typed errors."""
     with typed_os_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # what /proc and its like say for "no"
+            raise PermissionError(errno.EACCES, "no folder can be made there") from error
     return folder
 
 

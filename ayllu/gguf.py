@@ -68,6 +68,27 @@ _CODES = {np.dtype(text).str: code for code, text in _NUMBERS.items()}
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _UINT64, _INT64 = 4, 5, 6, 7, 8, 9, 10, 11
 
 
+# How a model is to be sampled: generation_config.json's names, llama.cpp's keys.
+_SAMPLING = {name: f"general.sampling.{key}" for name, key in (
+    ("temperature", "temp"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p"),
+)}  # fmt: skip
+
+
+def sampling_to_gguf(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a generation_config.json that say how to sample, as metadata."""
+    wanted = dict(generation)
+    if wanted.get("do_sample") is False:
+        wanted = {"temperature": 0.0}
+    found = {_SAMPLING[name]: value for name, value in wanted.items() if name in _SAMPLING}
+    return {key: value for key, value in found.items() if type(value) in (int, float)}
+
+
+def sampling_from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The same back; temperature 0 is `do_sample` false, as Hugging Face writes it."""
+    found = {name: metadata[key] for name, key in _SAMPLING.items() if key in metadata}
+    return {"do_sample": False} if found.get("temperature") == 0 else found
+
+
 class Strings(Sequence[str]):
     """Many strings in one piece of memory (a vocabulary has hundreds of thousands)."""
 

@@ -41,6 +41,7 @@ from ayllu.progress import Progress, clock, every
 from ayllu.recipe import TABLES, compose, load_name, nearest, read_recipe, to_toml
 from ayllu.stage import StageContext
 from ayllu.stages import (
+    OPTIONAL,
     STAGES,
     Plan,
     Stage,
@@ -83,6 +84,11 @@ def make(
     names = [stage.name for stage in stages]
     if until is not None and until not in names:
         near = nearest(until, names)
+        if until in {stage.name for stage in OPTIONAL}:
+            raise UsageError(
+                f"this recipe has no stage {until!r}",
+                fix=f"add a table [{until}] to it, or name another",
+            )
         hint = f"did you mean {near}?" if near else f"the stages are: {', '.join(names)}"
         raise UsageError(f"there is no stage {until!r}", fix=hint)
     folder = out or Path("runs") / Path(str(raw["name"])).name
@@ -98,7 +104,7 @@ def make(
                 f"stopped; what is done so far is in {folder}",
                 fix="run the same command again: it goes on where it stopped",
             ) from error
-        return run.summary()
+        return run.summary(until)
 
 
 def _claim(folder: Path) -> None:
@@ -343,9 +349,11 @@ class Run:
         markers = {s.name: marker for s in self.stages if (marker := read_marker(s, self.folder))}
         load_name(self.report)(self.folder, self.plan.recipe, markers)
 
-    def summary(self) -> dict[str, Any]:
-        """What `make` returns."""
-        markers = {s.name: marker for s in self.stages if (marker := read_marker(s, self.folder))}
+    def summary(self, until: str | None = None) -> dict[str, Any]:
+        """What `make` returns, of the stages up to `until`: those behind it may be of another recipe."""
+        names = [stage.name for stage in self.stages]
+        stages = self.stages[: names.index(until) + 1] if until else self.stages
+        markers = {s.name: marker for s in stages if (marker := read_marker(s, self.folder))}
         seconds = {name: marker["seconds"] for name, marker in markers.items()}
         last = self.stages[-1]
         return {

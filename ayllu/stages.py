@@ -342,7 +342,8 @@ def what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         elif part == "files":
             points.append(f"the input {name}")
         elif part == "code":
-            points.append(f"the code of {name.partition(':')[0]}")
+            what = name.partition(":")[0]
+            points.append(f"the code of {what}" if "." in what else what.replace("_", " "))
         else:
             points.append(f"what {name} makes")
     more = f" and {len(points) - 3} more" if len(points) > 3 else ""

@@ -79,7 +79,14 @@ def read_prompt(argument: str | None, folder: Path | None = None) -> str:
     At a terminal a model in `folder` that only continues texts begins one of its own.
     """
     if argument not in (None, "-"):
-        return str(argument)
+        prompt = str(argument)
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:  # bytes of an argument that are no text come as surrogates
+            raise NotUtf8Error(
+                "the prompt is not UTF-8 text", why=error.reason, fix="type it in UTF-8, or pipe a UTF-8 file"
+            ) from error
+        return prompt
     if argument is None and sys.stdin.isatty():
         with contextlib.suppress(AylluError):  # what is wrong with the folder is told when it is loaded
             if folder is not None and goes_on_with_text(folder):
@@ -88,7 +95,9 @@ def read_prompt(argument: str | None, folder: Path | None = None) -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
     except UnicodeDecodeError as error:
-        raise NotUtf8Error("the prompt on stdin is not UTF-8 text", why=str(error)) from error
+        raise NotUtf8Error(
+            "the prompt on stdin is not UTF-8 text", why=str(error), fix="convert it to UTF-8"
+        ) from error
 
 
 def one_answer(

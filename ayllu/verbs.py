@@ -108,7 +108,7 @@ def run(
     max_tokens
         At most so many tokens, thinking included (default: what the context holds).
     thinking_budget
-        At most so many tokens of thinking before the answer; 0 answers at once.
+        At most so many tokens of thinking before the answer, besides the two that mark it; 0: answer at once.
     temperature
         0 always takes the likeliest token (default: as the model's generation_config.json says; 0.7 for
         several answers).

@@ -3,19 +3,22 @@
 Each budget is a bound that the engine holds (engine/budget.py): at the bound the thinking is ended and the
 model must answer with what it has. With --told the system turn says the number as well, as practice with
 `sft.budgets` teaches it. For each family and budget: strict accuracy with its 95 % Wilson interval and the
-mean of the tokens thought. A curve counts as rising when no budget lies below a smaller one by more than
-the two intervals allow. A turn with calls may think on after each result, within what is left of its budget.
+mean of the tokens thought. A curve counts as rising when the largest budget lies above the smallest and
+none below a smaller one, by more than the two intervals allow. A turn with calls may think on after each
+result, within what is left of its budget; the two tokens that mark a thought are thought beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams, ThinkingBudget
+from ayllu.errors import AylluError
 from ayllu.evals.runner import score
 from ayllu.reason.practice import EXAMS, budget_words, check_families, toolbox_for
 from ayllu.reason.rollout import answer_problems
@@ -40,8 +43,10 @@ def measure(
 
 
 def rises(points: list[dict[str, Any]]) -> bool:
-    """Whether no larger budget is worse than a smaller one by more than both intervals."""
-    return all(b["high"] >= a["low"] for i, a in enumerate(points) for b in points[i + 1 :])
+    """Whether the largest budget is better than the smallest, and none worse than a smaller one, each by more
+    than both intervals."""
+    falls = any(b["high"] < a["low"] for i, a in enumerate(points) for b in points[i + 1 :])
+    return points[-1]["low"] > points[0]["high"] and not falls
 
 
 def main() -> None:
@@ -56,8 +61,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     wish = parser.parse_args()
-    check_families(wish.families, "--families", EXAMS)
-    use_threads(wish.threads)
+    try:
+        check_families(wish.families, "--families", EXAMS)
+        use_threads(wish.threads)
+        print_curves(wish)
+    except AylluError as error:
+        sys.exit(f"thinking.py: {error}")
+
+
+def print_curves(wish: argparse.Namespace) -> None:
+    """Measure all curves and print them."""
     curves: dict[str, Any] = {}
     with Engine(wish.model) as engine:
         chat = Chat(Tokenizer.load(wish.model))

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ayllu.reason.practice import TASKS
@@ -54,4 +55,11 @@ def test_every_family_stands_in_the_table() -> None:
     told = {
         name.strip().strip("`"): (int(levels), new.strip() == "yes") for _, name, _, levels, _, new, _ in rows
     }
+    tools = {name.strip().strip("`"): tool.strip() for _, name, _, _, tool, _, _ in rows}
+    for name in told.keys() - {"tool_choice", "gsm8k_resampled", "dialogue"}:
+        rng = np.random.default_rng(0)
+        drawn = [TASKS[name].problem(rng, 1, "train").tools for _ in range(40)]
+        (most,) = {each for each in drawn if each} or {()}
+        words = ", ".join(most)
+        assert tools[name] == (words if all(drawn) else f"({words})" if most else ""), name
     assert told == {name: (task.levels, task.templates) for name, task in TASKS.items() if "gym_" not in name}

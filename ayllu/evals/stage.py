@@ -8,6 +8,7 @@ once; a killed stage goes on with the next one.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,10 @@ class EvalSettings:
     temperature: float = bounded(0.0, 0.0, 2.0, "0 takes the most probable token every time")
     batch: int = bounded(64, 1, 4096, "answers in the engine at one time")
     max_calls: int = bounded(8, 0, 64, "tool calls of one answer")
+
+    def check(self, tables: Mapping[str, Any]) -> None:
+        """RecipeValueError for a family that doesn't exist."""
+        _tasks(self.families)
 
 
 def evaluate(context: StageContext, settings: EvalSettings, practice: Given | None = None) -> dict[str, Any]:

@@ -7,7 +7,9 @@ everything else is derived.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ayllu.errors import RecipeValueError
 from ayllu.stage import bounded
@@ -254,6 +256,10 @@ class ModelSettings:
     layers: int = bounded(4, 1, 64, "blocks")
     head_dim: int = bounded(32, 8, 128, "channels of one attention head; divides the width")
     context: int = bounded(512, 64, 32768, "longest conversation in tokens")
+
+    def check(self, tables: Mapping[str, Any]) -> None:
+        """RecipeValueError where sizes don't divide."""
+        self.config(tables["tokenizer"].vocabulary)
 
     def config(self, vocab_size: int) -> ModelConfig:
         """The full description for a vocabulary. Raises RecipeValueError where sizes don't divide."""

@@ -184,8 +184,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise BadFileError(
             f"{folder} is not a model", fix="name a model folder, a folder with params.json, or a .gguf file"
         )
+    if not folder.exists():
+        raise ModelFileMissingError(f"there is no model {folder}", fix="check the path")
     if not path.is_file():
-        raise ModelFileMissingError(f"{path} is missing", fix=_COPY_AGAIN)
+        inside = (folder / "model" / "config.json").is_file()
+        fix = f"the model of this run is {folder / 'model'}" if inside else _COPY_AGAIN
+        raise ModelFileMissingError(f"{path} is missing", fix=fix)
     try:
         values = read_json(path, limit=_CONFIG_LIMIT)
     except (BadFileError, OSError) as error:

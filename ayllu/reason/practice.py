@@ -137,6 +137,15 @@ def check_families(
             )
 
 
+def check_named_once(settings: object, families: Iterable[str], table: str) -> None:
+    """RecipeValueError for a name in `table`.families that is a key of the table too: which would count?"""
+    for name in families:
+        if hasattr(settings, name):
+            raise RecipeValueError(
+                f"{table}.families.{name} can't be used", fix=f"give its share as {name} = ... in [{table}]"
+            )
+
+
 @contextlib.contextmanager
 def toolbox_for(families: Iterable[str]) -> Iterator[Toolbox]:
     """The tools that problems of these families share: the calculator, and where there are programs to write

@@ -27,6 +27,7 @@ from ayllu.errors import (
     ShuttingDownError,
 )
 from ayllu.files import read_json
+from ayllu.gguf import read_header, sampling_from_gguf
 from ayllu.reason.foreign import TemplateChat
 from ayllu.reason.loop import MAX_CALLS, Turn, held_to_tools
 from ayllu.reason.thinking import bounded, told
@@ -55,11 +56,12 @@ class SamplingDefaults(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, folder: Path) -> SamplingDefaults:
-        """From a model folder; without the file the struct's own values hold. ModelFileDamagedError."""
-        path = folder / "generation_config.json"
+        """From a model folder or a GGUF file; what isn't there is as above. ModelFileDamagedError."""
+        path = folder if folder.suffix.lower() == ".gguf" else folder / "generation_config.json"
         if not path.is_file():
             return cls()
-        fields = {key: value for key, value in dict(read_json(path)).items() if value is not None}
+        values = sampling_from_gguf(read_header(path).metadata) if path == folder else dict(read_json(path))
+        fields = {key: value for key, value in values.items() if value is not None}
         try:
             found = msgspec.convert(fields, cls)
         except msgspec.ValidationError as error:

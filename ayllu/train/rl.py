@@ -30,7 +30,7 @@ from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.reason.curriculum import Curriculum, informative
 from ayllu.reason.loop import Answer
-from ayllu.reason.practice import TASKS, check_families, toolbox_for
+from ayllu.reason.practice import TASKS, check_families, check_named_once, toolbox_for
 from ayllu.reason.rollout import answer_problems
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Transcript
@@ -90,8 +90,17 @@ class RlSettings:
     preflight: int = bounded(0, 0, 10_000, "problems of a family tried before the first update; 0: none")
 
     def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError for a family that doesn't exist, or an anchor without any."""
+        """RecipeValueError for a family that doesn't exist or has a setting of its own, without any share,
+        for an anchor without any, or for answers that fill the context."""
         check_families(self.families, "rl.families")
+        check_named_once(self, self.families, "rl")
+        self.shares()
+        context = tables["model"].context
+        if self.max_tokens >= context:
+            raise RecipeValueError(
+                f"rl.max_tokens = {self.max_tokens} leaves no room for a question in {context} tokens",
+                fix="lower it, or raise model.context",
+            )
         check_families(self.anchor_without, "rl.anchor_without")
         practised = {family for family, share in tables["sft"].shares().items() if share}
         if self.anchor and practised <= set(self.anchor_without):

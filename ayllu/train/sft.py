@@ -21,7 +21,7 @@ from ayllu.files import make_folder
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model, save_model
 from ayllu.progress import Progress
-from ayllu.reason.practice import BASIC, check_families, draw, read_rows
+from ayllu.reason.practice import BASIC, RESAMPLED, check_families, check_named_once, draw, read_rows
 from ayllu.reason.thinking import mark_taught
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, free, further
@@ -56,8 +56,15 @@ class SftSettings:
     budgets: float = bounded(0.0, 0.0, 1.0, "share of conversations that say how long to think")
 
     def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError for a family that doesn't exist."""
+        """RecipeValueError for a family that doesn't exist or has a setting of its own, without any share, or
+        where a family's rows aren't named."""
         check_families(self.families, "sft.families", worked=True)
+        check_named_once(self, self.families, "sft")
+        if self.shares().get(RESAMPLED.family) and not self.gsm8k:
+            raise RecipeValueError(
+                f"sft.families: {RESAMPLED.family} needs GSM8K's training problems",
+                fix='name the folder that holds them: gsm8k = ["FOLDER"] in [sft]',
+            )
 
     def shares(self) -> dict[str, float]:
         """Family -> share. RecipeValueError when all are zero."""

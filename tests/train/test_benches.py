@@ -39,9 +39,12 @@ def test_rates_are_medians() -> None:
         ([(0.1, 0.2), (0.3, 0.4), (0.35, 0.5)], True),
         ([(0.1, 0.2), (0.3, 0.4), (0.25, 0.35)], True),  # lower, but within the intervals
         ([(0.1, 0.2), (0.5, 0.6), (0.3, 0.4)], False),
+        ([(0.0, 0.3), (0.0, 0.3), (0.1, 0.4)], False),  # nothing that could be told from chance
     ],
 )
-def test_a_curve_falls_only_beyond_both_intervals(intervals: list[tuple[float, float]], wanted: bool) -> None:
+def test_a_curve_rises_and_falls_only_beyond_both_intervals(
+    intervals: list[tuple[float, float]], wanted: bool
+) -> None:
     assert thinking.rises([{"low": low, "high": high} for low, high in intervals]) is wanted
 
 

@@ -259,7 +259,7 @@ class Resampled(Task):
         if not pool:
             raise InputNotFoundError(
                 f"{self.family}: there are no rows of GSM8K for level {level}, split {split}",
-                fix="name the folder with GSM8K's training rows as `data`",
+                fix="name the folder with GSM8K's training rows: sft.gsm8k in a recipe, or --data",
             )
         template = pool[rng.integers(len(pool))]
         numbers, work = template.numbers, template.work(template.numbers)  # stays so when no draw fits
