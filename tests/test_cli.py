@@ -87,6 +87,11 @@ def test_no_colour_where_there_is_no_terminal() -> None:
         (["serve", "empty", "--port", "99999"], 4, "config.json"),
         (["chat", "nothing"], 4, "there is no model"),
         (["report", "empty"], 4, "not the folder of a run"),
+        (["run", "empty", "hi", "there"], 2, "put quotes round the prompt"),
+        (["run", "empty", "hi", "--tools", "sql=a.csv"], 2, "one tool more is --tool sql=a.csv"),
+        (["eval", "empty", "--tasks", "lists", "bases"], 2, "put commas between the tasks"),
+        (["make", "good.toml", "--until", "expert"], 2, "add a table [expert]"),
+        (["make", "good.toml", "--out", "/proc/none/such"], 6, "can't be written"),
     ],
 )
 def test_exit_codes(tmp_path: Path, words: list[str], code: int, said: str) -> None:

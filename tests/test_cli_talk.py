@@ -29,7 +29,7 @@ from ayllu.reason import verify, vote
 from ayllu.reason.loop import Answer, Event
 from ayllu.reason.transcript import Chat, Kind, call_text
 from ayllu.talk import Talk
-from ayllu.terminal import Painter
+from ayllu.terminal import Painter, read_prompt
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
@@ -97,6 +97,11 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- one answer
+def test_an_argument_that_is_no_text_is_told_as_such() -> None:
+    with pytest.raises(NotUtf8Error, match="the prompt is not UTF-8 text"):
+        read_prompt(os.fsdecode(b"\xff\xfe"))
+
+
 def reply(prompt: list[int]) -> list[int]:
     """Think, ask the calculator, answer with what it said; `stop` in the question: think for ever."""
     text = CHAT.tokenizer.decode(prompt)

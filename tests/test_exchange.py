@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.formats import blocks
 from ayllu.model.weights import load_model, save_model
+from ayllu.serve.service import SamplingDefaults
 from ayllu.text.gguf_vocabulary import files_from_gguf, gguf_values
 from ayllu.text.tokenizer import CONTROL, Tokenizer, train_tokenizer
 
@@ -74,6 +76,40 @@ def test_our_model_goes_out_and_comes_back(folder: Path, tmp_path: Path) -> None
     with torch.no_grad():
         difference = judge(torch.arange(3, 60)[None]).logits - logits(tmp_path / "back")
     assert difference.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("sampling", "metadata"),
+    [
+        ({"do_sample": False}, {"general.sampling.temp": 0.0}),
+        (
+            {"temperature": 0.5, "top_k": 20, "top_p": 0.75, "min_p": 0.25},
+            {
+                "general.sampling.temp": 0.5, "general.sampling.top_k": 20, "general.sampling.top_p": 0.75,
+                "general.sampling.min_p": 0.25,
+            },
+        ),
+        ({}, {}),
+    ],
+)  # fmt: skip
+def test_how_to_sample_goes_out_and_comes_back(
+    folder: Path, tmp_path: Path, sampling: dict[str, Any], metadata: dict[str, Any]
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    write_json(path, json.loads(path.read_text()) | sampling)
+    for way in ("once", "twice"):
+        export_model(str(tmp_path / "model"), tmp_path / f"{way}.gguf")
+        stored = read_header(tmp_path / f"{way}.gguf").metadata
+        assert {k: v for k, v in stored.items() if k.startswith("general.sampling")} == metadata
+        shutil.rmtree(tmp_path / "model")
+        import_model(str(tmp_path / f"{way}.gguf"), tmp_path / "model")
+    export_model(str(tmp_path / "once.gguf"), tmp_path / "thrice.gguf")  # a file from a file
+    found = [SamplingDefaults.read(tmp_path / name) for name in ("model", "once.gguf", "thrice.gguf")]
+    assert found[0] == found[1] == found[2]
+    assert found[0].temperature == (
+        0.0 if sampling.get("do_sample") is False else sampling.get("temperature", 1)
+    )
 
 
 def test_the_vocabulary_in_the_file(folder: Path) -> None:

@@ -160,6 +160,26 @@ def test_a_table_that_is_no_table() -> None:
         compose({"name": "a", "oven": 3}, TABLES)
 
 
+@pytest.mark.parametrize(
+    ("table", "values", "said"),
+    [
+        ("model", {"width": 65}, "width = 65 doesn't fit"),
+        ("eval", {"families": ["arithmetik"]}, "no family 'arithmetik'"),
+        ("sft", {"families": {"arithmetic": 0.5}}, "sft.families.arithmetic can't be used"),
+        ("sft", {"families": {"gsm8k_resampled": 0.5}}, "gsm8k = "),
+        ("rl", {"families": {"countdown3": 0.5}}, "rl.families.countdown3 can't be used"),
+        ("rl", {"arithmetic": 0, "calculator": 0, "countdown3": 0}, "rl: every share is 0"),
+        ("rl", {"max_tokens": 512}, "no room for a question in 512 tokens"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_the_first(
+    table: str, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeValueError) as caught:
+        compose({"name": "a", table: values})
+    assert said in str(caught.value)
+
+
 def test_values_that_do_not_fit_together() -> None:
     with pytest.raises(RecipeError, match="steam above 200"):
         compose({"name": "a", "oven": {"mode": "steam", "temperature": 250}}, TABLES)

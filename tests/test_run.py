@@ -331,6 +331,19 @@ def test_until_stops_after_a_stage(place: Path) -> None:
     assert calls(place) == ["pack"]
 
 
+def test_until_says_nothing_of_later_stages_that_are_of_another_recipe(place: Path) -> None:
+    assert fake_run.run(place / "fake.toml")["finished"]
+    recipe(place, "[count]\nsteps = 4\n")
+    done = fake_run.run(place / "fake.toml", until="count")
+    assert not done["finished"] and done["model"] is None and list(done["stages"]) == ["count"]
+
+
+def test_a_stage_that_the_recipe_does_not_have_is_told_how_to_get(place: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        fake_run.run(place / "fake.toml", until="expert")
+    assert "add a table [expert]" in str(caught.value)
+
+
 def test_an_unknown_stage_is_refused(place: Path) -> None:
     with pytest.raises(UsageError, match="did you mean count"):
         fake_run.run(place / "fake.toml", until="cuont")
