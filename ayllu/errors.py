@@ -42,7 +42,9 @@ class CutOffError(AylluError):
             why=f"{tokens} tokens of thinking and calls used up what was allowed"
             if most is not None
             else f"{tokens} tokens of thinking and calls filled the context",
-            fix="allow more with --max-tokens" if most is not None else "bound the thinking with --thinking-budget, or ask for less at once",
+            fix="allow more with --max-tokens"
+            if most is not None
+            else "bound the thinking with --thinking-budget, or ask for less at once",
         )
 
 
