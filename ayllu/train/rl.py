@@ -95,10 +95,10 @@ class RlSettings:
         check_families(self.families, "rl.families")
         check_named_once(self, self.families, "rl")
         self.shares()
-        context = tables["model"].context
-        if self.max_tokens >= context:
+        model = tables.get("model")
+        if model and self.max_tokens >= model.context:
             raise RecipeValueError(
-                f"rl.max_tokens = {self.max_tokens} leaves no room for a question in {context} tokens",
+                f"rl.max_tokens = {self.max_tokens} leaves no room for a question in {model.context} tokens",
                 fix="lower it, or raise model.context",
             )
         check_families(self.anchor_without, "rl.anchor_without")
