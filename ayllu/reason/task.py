@@ -68,6 +68,7 @@ class Task(ABC):
     family: str
     levels: int
     templates: bool
+    gives_up: str = ""  # the answer that says honestly that nothing was found; it is never right
     worked: bool = True
 
     @abstractmethod

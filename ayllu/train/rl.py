@@ -83,6 +83,9 @@ class RlSettings:
     clip_low: float = bounded(0.0, 0.0, 1.0, "how far ratios may fall; 0 takes the bound of the loss's paper")
     clip_high: float = bounded(0.0, 0.0, 100.0, "how far ratios may rise; 0 takes the paper's bound")
     cut_off: float = bounded(0.0, 0.0, 1.0, "taken off an answer's reward when the limit cut it off")
+    wrong: float = bounded(
+        0.0, 0.0, 1.0, "taken off for a wrong answer where the family has a way to give up"
+    )
     invalid_call: float = bounded(0.0, 0.0, 1.0, "taken off an answer's reward for a call that isn't valid")
     retire: int = bounded(0, 0, 1000, "visits at 90 % in a row after which a level rests; 0: none does")
     replay: float = bounded(0.15, 0.01, 1.0, "share of problems from levels that rest")
@@ -200,7 +203,14 @@ class Rollouts:
             value -= self.settings.invalid_call
         if answer.finish_reason == "length":
             value -= self.settings.cut_off
+        elif self.settings.wrong and value <= 0 and self._pretends(problem, answer):
+            value -= self.settings.wrong
         return value
+
+    def _pretends(self, problem: Problem, answer: Answer) -> bool:
+        """Whether something else was said where "no" would have been honest."""
+        honest = TASKS[problem.family].gives_up
+        return bool(honest) and (self.chat.answer(answer.transcript) or "").strip() != honest
 
 
 # ---- from groups to weighted batches

@@ -355,6 +355,19 @@ def test_an_answer_that_is_cut_off_costs_what_the_recipe_says() -> None:
     assert not group(0.0, 0.0, -0.05).informative
 
 
+def test_a_wrong_answer_costs_what_the_recipe_says_where_no_is_honest() -> None:
+    game = TASKS["countdown4"].problem(np.random.default_rng(0), 1, "train")
+    right = TASKS["countdown4"].trace(game, np.random.default_rng(1))[-1].text
+    rollouts = Rollouts(None, CHAT, RlSettings(wrong=0.25, cut_off=0.5), 1, BOX)  # type: ignore[arg-type]
+
+    def worth(text: str, reason: str = "stop", problem: Problem = game) -> float:
+        return rollouts._reward(problem, answered(text, reason, problem))
+
+    assert right != "no", "a seed whose expert finds it"
+    assert (worth(right), worth("no"), worth("1+1"), worth("1+", "length")) == (1.0, 0.0, -0.25, -0.5)
+    assert worth("12345", problem=PROBLEM) == 0.0, "arithmetic has no way to give up"
+
+
 # ---- before the first update, and reasons to stop
 def test_a_preflight_counts_by_hand() -> None:
     flight = preflight.flight([group(1, 0, 0, 0), group(0, 0, 0, 1), group(0, 0, 0, 0)], size=2)

@@ -139,6 +139,7 @@ class Countdown(Task):
     level 3: the game as it is dealt (four in five deals are level 1)."""
 
     family = "countdown3"
+    gives_up = "no"
     levels = 3
     templates = True
 
@@ -175,7 +176,7 @@ class Countdown(Task):
                     written.append(line + "!")
                     return [Piece(Kind.THINK, "\n".join(written)), Piece(Kind.SAY, attempt.expression())]
             written.append(line)
-        return [Piece(Kind.THINK, "\n".join(written)), Piece(Kind.SAY, "no")]
+        return [Piece(Kind.THINK, "\n".join(written)), Piece(Kind.SAY, self.gives_up)]
 
     def verify(self, problem: Problem, answer: str | None) -> Verdict:
         """Strict: the answer is an expression of exactly the given numbers with the target's value.

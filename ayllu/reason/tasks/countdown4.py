@@ -113,6 +113,7 @@ class Countdown4(Task):
     are drawn from those that the search can reach."""
 
     family = "countdown4"
+    gives_up = "no"
     levels = 3
     templates = True
 
@@ -156,7 +157,7 @@ class Countdown4(Task):
                         Piece(Kind.SAY, expression),
                     ]
             written.append(text)
-        return [Piece(Kind.THINK, "\n".join(written)), Piece(Kind.SAY, "no")]
+        return [Piece(Kind.THINK, "\n".join(written)), Piece(Kind.SAY, self.gives_up)]
 
     def verify(self, problem: Problem, answer: str | None) -> Verdict:
         """Strict: an expression of exactly the given numbers with the target's value. Lenient: the same

@@ -53,4 +53,4 @@ class PatientCountdown(Countdown):
                             sides.reverse()
                         return [Piece(Kind.THINK, "\n".join(written)), Piece(Kind.SAY, then.join(sides))]
                 written.append(line)
-        return [Piece(Kind.THINK, "\n".join(written)), Piece(Kind.SAY, "no")]
+        return [Piece(Kind.THINK, "\n".join(written)), Piece(Kind.SAY, self.gives_up)]
