@@ -75,18 +75,23 @@ def head_loss(
     targets_N: Tensor,
     weights_N: Tensor,
     softcap: float | None = None,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(sum of weights * losses with gradient; losses_N; entropies_N in nats, both detached, float32).
 
-    `softcap`: the model's `logit_softcap`."""
+    `softcap`: the model's `logit_softcap`. `temperature`: what logits are divided by before the softmax."""
+    if (
+        softcap is None and temperature != 1.0
+    ):  # the head is linear: dividing its input is dividing the logits
+        states_NC, temperature = states_NC / temperature, 1.0
     if softcap is None and ops.usable(states_NC):
         return _FusedHeadLoss.apply(states_NC, head_VC, targets_N, weights_N)
     most = max(1, _LOGITS // len(head_VC))
     if len(states_NC) <= most:
-        return _plain_head_loss(states_NC, head_VC, targets_N, weights_N, softcap)
+        return _plain_head_loss(states_NC, head_VC, targets_N, weights_N, softcap, temperature)
     # Beyond a gigabyte of them logits are made anew for the gradient, a piece at a time.
     pieces = [
-        checkpoint(_plain_head_loss, x, head_VC, y, w, softcap, use_reentrant=False)
+        checkpoint(_plain_head_loss, x, head_VC, y, w, softcap, temperature, use_reentrant=False)
         for x, y, w in zip(states_NC.split(most), targets_N.split(most), weights_N.split(most), strict=True)
     ]
     loss, losses, entropies = zip(*pieces, strict=True)
@@ -94,11 +99,16 @@ def head_loss(
 
 
 def _plain_head_loss(
-    states_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor, softcap: float | None
+    states_NC: Tensor,
+    head_VC: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    softcap: float | None,
+    temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits_NV = F.linear(states_NC, head_VC.to(states_NC.dtype)).float()
     if softcap is not None:
-        logits_NV = softcap * torch.tanh(logits_NV / softcap)
+        logits_NV = softcap * torch.tanh(logits_NV / softcap) / temperature
     log_p_NV = logits_NV.log_softmax(-1)
     loss_N = -log_p_NV.gather(-1, targets_N[:, None])[:, 0]
     with torch.no_grad():

@@ -69,6 +69,7 @@ class RlSettings:
     size: int = bounded(8, 2, 256, "answers of a group")
     rounds: int = bounded(3, 1, 20, "times that a step samples, at the most, to fill its groups")
     max_tokens: int = bounded(160, 16, 32768, "sampled tokens of an answer")
+    temperature: float = bounded(1.0, 0.1, 2.0, "of the answers; learnt is the distribution at it")
     lr: float = bounded(0.0004, 1e-7, 1.0, "peak rate of AdamW")
     anchor: float = bounded(0.3, 0.0, 10.0, "weight of the SFT batch beside the policy gradient")
     anchor_rows: int = bounded(8, 1, 1024, "rows of the SFT batch")
@@ -105,6 +106,10 @@ class RlSettings:
                 fix="lower it, or raise model.context",
             )
         check_families(self.anchor_without, "rl.anchor_without")
+        if self.temperature != 1.0 and self.updates > 1:
+            raise RecipeValueError(
+                "rl.updates above 1 needs temperature = 1", why="the engine's probabilities are those at 1"
+            )
         practised = {family for family, share in tables["sft"].shares().items() if share}
         if self.anchor and practised <= set(self.anchor_without):
             raise RecipeValueError(
@@ -186,7 +191,7 @@ class Rollouts:
         """`size` answers to each problem, with their rewards."""
         params = SamplingParams(
             max_tokens=self.settings.max_tokens,
-            temperature=1.0,  # the loss is that of the model's own distribution
+            temperature=self.settings.temperature,
             seed=seed,
         )
         every = [problem for problem in problems for _ in range(size)]
@@ -232,7 +237,10 @@ def pack_answers(
         [answer.transcript for group in groups for answer in group.answers], settings.length
     )
     ones = dict.fromkeys(about, 1.0)
-    batches = [pack_rows(rows[i : i + 16], length, device, ones) for i in range(0, len(rows), 16)]
+    batches = [
+        replace(pack_rows(rows[i : i + 16], length, device, ones), temperature=settings.temperature)
+        for i in range(0, len(rows), 16)
+    ]
     packed = [about[id(transcript)] for content in rows for transcript in content]
     lengths = [sum(answer.transcript.sampled()) for answer, _ in packed]
     old = [answer.logprobs or (0.0,) * n for (answer, _), n in zip(packed, lengths, strict=True)]

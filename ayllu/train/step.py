@@ -19,12 +19,14 @@ _BLOCK = 128  # rows of the head
 @dataclass(frozen=True)
 class Batch:
     """Rows of tokens. `targets` are the next tokens; `weights` the loss mask (or advantages);
-    `document` numbers the document of each position: attention never crosses it."""
+    `document` numbers the document of each position: attention never crosses it. Logits are divided by
+    `temperature` before the softmax: what was sampled at another than 1 is learnt as it was sampled."""
 
     tokens_BT: Tensor
     targets_BT: Tensor
     weights_BT: Tensor
     document_BT: Tensor | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def backward(model: Decoder, batch: Batch, dtype: torch.dtype, *, exact_logits: 
     if exact_logits:
         states_NC = states_NC.float()
     loss, losses_N, entropy_N = head_loss(
-        states_NC, model.head_weight, targets_N, weights_N, model.config.logit_softcap
+        states_NC, model.head_weight, targets_N, weights_N, model.config.logit_softcap, batch.temperature
     )
     loss.backward()
     value = float(loss.detach())

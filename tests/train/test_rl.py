@@ -259,6 +259,25 @@ def test_rl_makes_rewarded_answers_more_frequent(
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
 
 
+def test_answers_are_sampled_and_learnt_at_the_temperature_of_the_recipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[float]()
+
+    def answer(engine: Any, chat: Chat, problems: list[Problem], box: Toolbox, params: Any) -> list[Answer]:
+        asked.append(params.temperature)
+        return [answered("right" if n % 2 else "no") for n in range(len(problems))]
+
+    monkeypatch.setattr(module, "answer_problems", answer)
+    settings = replace(SETTINGS, temperature=0.5)
+    groups = Rollouts(None, CHAT, settings, 1, BOX).answer([PROBLEM], 4, seed=5)  # type: ignore[arg-type]
+    assert asked == [0.5]
+    batches, _ = module.pack_answers(groups, [[1.0, 0.0, 1.0, 0.0]], settings, "cpu")
+    assert {b.temperature for b in module.weighted(batches, torch.ones(999))} == {0.5}
+    with pytest.raises(RecipeValueError, match="needs temperature = 1"):
+        compose({"name": "a", "rl": {"temperature": 0.5, "updates": 2}})
+
+
 # ---- several updates, and other losses
 def with_logprobs(*rewards: float) -> Group:
     """As `group`, with log-probabilities as an engine reports them."""

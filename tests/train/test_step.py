@@ -3,6 +3,7 @@ changes nothing."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -57,3 +58,19 @@ def test_the_head_meets_few_sizes() -> None:
             passed(batch_of(trained, trained), 64)
     sizes = {call.args[0].shape[0] for call in head.call_args_list}
     assert sizes == {64, 128, 192, 256}
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_what_was_sampled_at_a_temperature_is_learnt_at_it(temperature: float, softcap: float | None) -> None:
+    batch = replace(batch_of(100), temperature=temperature)
+    config = replace(ModelSettings(width=32, layers=1, head_dim=16).config(VOCABULARY), logit_softcap=softcap)
+    model, plain = Decoder(config).initialise(0), Decoder(config).initialise(0)
+    result = backward(model, batch, torch.float32, exact_logits=True)
+    log_p = (plain(batch.tokens_BT) / temperature).log_softmax(-1)
+    losses = -log_p.gather(-1, batch.targets_BT[..., None])[..., 0]
+    loss = (losses * batch.weights_BT).sum()
+    loss.backward()
+    assert result.loss == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-6)
+    for (name, mine), (_, theirs) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-6, msg=name)
