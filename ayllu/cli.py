@@ -141,14 +141,10 @@ def _run(words: list[str], *, debug: bool) -> int:
 
 def _too_many(words: list[str], left: list[str]) -> UsageError:
     """What to say of words that no parameter takes."""
-    verb = words[0] if words[0] in VERBS else ""
-    fix = f"see ayllu {verb} --help".replace("  ", " ")
-    if "--tools" in words and verb in ("run", "chat"):
+    hints = {"run": "put quotes round the prompt", "eval": "put commas between the tasks, without spaces"}
+    fix = hints.get(words[0], f"see ayllu {words[0]} --help")
+    if "--tools" in words and words[0] in ("run", "chat"):
         fix = f"one tool more is --tool {left[0]}"
-    elif verb == "run":
-        fix = "put quotes round the prompt"
-    elif verb == "eval":
-        fix = "put commas between the tasks, without spaces"
     return UsageError(f"too many words: {' '.join(left)}", fix=fix)
 
 

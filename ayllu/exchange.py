@@ -73,6 +73,7 @@ def export_model(name: str, out: Path, *, form: str = "auto", kind: str = "F16")
     from ayllu.model.formats.gguf import EXPORTED, write_gguf
     from ayllu.model.weights import load_model
     from ayllu.text.gguf_vocabulary import gguf_values
+    from ayllu.text.vocabularies.conventions import read_object
 
     if (kind := kind.upper()) not in EXPORTED:
         raise UsageError(f"--kind {kind} is not known", fix=f"give one of {', '.join(EXPORTED)}")
@@ -83,7 +84,7 @@ def export_model(name: str, out: Path, *, form: str = "auto", kind: str = "F16")
         sampling = sampling_to_gguf(sampling_from_gguf(stored))
     else:
         vocabulary = gguf_values(source, model.config.vocab_size)
-        sampling = sampling_to_gguf(_generation_config(source))
+        sampling = sampling_to_gguf(read_object(source / "generation_config.json"))
     make_folder(out.parent)
     title = source.parent.name if source.name == "model" else source.stem if source.is_file() else source.name
     write_gguf(model, out, kind=kind, vocabulary=vocabulary, metadata={"general.name": title} | sampling)
@@ -142,11 +143,6 @@ def _generation(stored: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, 
     ends = [stored.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     known = list(dict.fromkeys(end for end in ends if type(end) is int))
     return dict(ids) | ({"eos_token_id": known} if known else {}) | sampling_from_gguf(stored)
-
-
-def _generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
-    return dict(read_json(path)) if path.is_file() else {}
 
 
 def _summary(model: Any, out: Path, form: str, kind: str) -> dict[str, Any]:

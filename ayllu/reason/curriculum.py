@@ -26,7 +26,7 @@ MASTERED = 0.9  # mean reward of a visit
 
 def informative(rewards: list[float]) -> bool:
     """Whether a group teaches: some answer was right, and not all are worth the same. Among wrong answers
-    only prices differ (`rl.cut_off`), and learning from these teaches to end, not to be right."""
+    only prices differ (`rl.cut_off`, `rl.wrong`), and learning from these alone teaches to give up."""
     return max(rewards) > 0 and min(rewards) != max(rewards)
 
 
@@ -55,9 +55,7 @@ class Curriculum:
         if resting and (len(resting) == task.levels or rng.random() < self.replay):
             return resting[int(rng.integers(len(resting)))]
         known = [self.passes.get(f"{task.family}/{n}", 0.5) for n in range(1, task.levels + 1)]
-        rates = np.clip(
-            known, 0.0, 1.0
-        )  # rewards may be below 0 (what calls that aren't valid cost, and answers that never end)
+        rates = np.clip(known, 0.0, 1.0)  # prices can bring rewards below 0
         weights = rates * (1 - rates) + _FLOOR
         weights[[n - 1 for n in resting]] = 0.0
         return 1 + int(rng.choice(task.levels, p=weights / weights.sum()))
