@@ -273,8 +273,10 @@ def draw_problems(rng: Generator, shares: dict[str, float], count: int) -> list[
 
 
 def draw_level(rng: Generator, task: Task) -> int:
-    """1 .. levels, the highest with double weight."""
-    return min(int(rng.integers(1, task.levels + 2)), task.levels)
+    """1 .. levels, the highest half of the time: it holds what others ask for, and is examined."""
+    if task.levels == 1 or rng.integers(2):
+        return task.levels
+    return int(rng.integers(1, task.levels))
 
 
 def practice_texts(seed: int) -> Iterator[str]:

@@ -32,7 +32,7 @@ from ayllu.train.precision import compute_type
 from ayllu.train.schedule import lr_scale
 from ayllu.train.step import Batch, train_step
 
-CODE_VERSION = 12  # 12: stories by another generator, divisions by the calculator, more requests
+CODE_VERSION = 13  # 13: half of the problems are of the highest level
 _CHUNK = 16  # batches that are drawn and packed together
 _LOOK = 400  # conversations that are measured before practice begins
 

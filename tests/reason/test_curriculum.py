@@ -88,12 +88,12 @@ CHAT = Chat(train_tokenizer(iter(["What is 12 + 30? Use 1, 2, 3 to make 6. calcu
 
 
 @pytest.mark.parametrize("family", TASKS)
-def test_levels_are_drawn_evenly_but_the_highest_twice_as_often(family):
+def test_the_highest_level_is_drawn_half_of_the_time_and_the_others_evenly(family):
     task, rng = TASKS[family], np.random.default_rng(0)
     counts = Counter(draw_level(rng, task) for _ in range(3000))
     assert set(counts) == set(range(1, task.levels + 1))
     for level in range(1, task.levels + 1):
-        share = (2 if level == task.levels else 1) / (task.levels + 1)
+        share = 1.0 if task.levels == 1 else 0.5 if level == task.levels else 0.5 / (task.levels - 1)
         assert counts[level] / 3000 == pytest.approx(share, abs=0.04)
 
 
