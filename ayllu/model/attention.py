@@ -17,8 +17,6 @@ from ayllu.model.norm import RMSNorm, l2_norm
 from ayllu.model.rope import rope_tables, rotate
 from ayllu.native import ops
 
-_SCORES = 1 << 28  # that the fused training kernel may keep of a layer: 1 GB in float32
-
 
 class LayerCache(Protocol):
     """What the engine puts in place of the plain causal attention while it decodes."""
@@ -98,12 +96,7 @@ class Attention(nn.Module):
         spec = self.spec
         b, t, _ = x_BTC.shape
         qkv_BTX = linear(x_BTC, self.qkv)
-        if (
-            cache is None
-            and place.starts_BT is not None
-            and fusable(spec)
-            and b * spec.heads * t * t <= _SCORES
-        ):
+        if cache is None and place.starts_BT is not None and fusable(spec):
             assert spec.rope is not None
             cos_BTD, sin_BTD = place.rope(spec.rope)
             y_BTX = ops.attention(

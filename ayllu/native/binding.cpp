@@ -65,16 +65,20 @@ static void bind_training(nb::module_ m) {
         },
         nb::call_guard<gil_scoped_release>());
     m.def(
-        "causal_softmax",
-        [](Address scores, Address starts, size_t batches, size_t heads, size_t length) {
-            Kernels::causal_softmax(at<T>(scores), at<int32_t>(starts), batches, heads, length);
+        "attention",
+        [](Address q, Address k, Address v, Address starts, Address y, Address log_sums, size_t batches, size_t length,
+           size_t heads, size_t kv_heads, size_t dim) {
+            const ayllu::Heads h{batches, length, heads, kv_heads, dim, 0.f, 1.f};
+            Kernels::attention(h, at<T>(q), at<T>(k), at<T>(v), at<int32_t>(starts), at<T>(y), at<float>(log_sums));
         },
         nb::call_guard<gil_scoped_release>());
     m.def(
-        "causal_softmax_backward",
-        [](Address dp, Address p, Address starts, size_t batches, size_t heads, size_t length) {
-            Kernels::causal_softmax_backward(at<T>(dp), at<T>(p), at<int32_t>(starts), batches, heads,
-                                           length);
+        "attention_backward",
+        [](Address dy, Address q, Address k, Address v, Address starts, Address log_sums, Address dq, Address dk,
+           Address dv, size_t batches, size_t length, size_t heads, size_t kv_heads, size_t dim) {
+            const ayllu::Heads h{batches, length, heads, kv_heads, dim, 0.f, 1.f};
+            Kernels::attention_backward(h, at<T>(dy), at<T>(q), at<T>(k), at<T>(v), at<int32_t>(starts),
+                                        at<float>(log_sums), at<T>(dq), at<T>(dk), at<T>(dv));
         },
         nb::call_guard<gil_scoped_release>());
     m.def(

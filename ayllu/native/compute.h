@@ -1,4 +1,4 @@
-// The kernels of the decode step, written once on sixteen lanes and compiled for each machine level.
+// The kernels of the decode step and of training's attention, written once on sixteen lanes and compiled for each machine level.
 // Included by compute_avx512.cpp, compute_avx2.cpp and compute_portable.cpp only.
 //
 // Each output is the same chain of operations whatever the number of rows, so that a text comes out the same
@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "attention.h"
+#include "flash.h"
 #include "kernel_table.h"
 #include "products.h"
 #include "scalar.h"
@@ -57,6 +58,6 @@ static void swiglu(const float* gate, const float* up, float* y, size_t width) {
 }
 
 extern const Kernels TABLE;
-const Kernels TABLE{NAME, matmul, quantise, attend, rms_norm, swiglu};
+const Kernels TABLE{NAME, matmul, quantise, attend, rms_norm, swiglu, flash_forward, flash_backward};
 
 }  // namespace ayllu::LEVEL

@@ -30,6 +30,21 @@ struct AttentionRows {
     float* scratch;                 // rows * (positions rounded up to 16)
 };
 
+constexpr size_t FLASH_QUERIES = 24;  // of a document that look at their keys together
+
+// One query head over one row of tokens, for training. Panels are float32, (length, dim) unless said otherwise, `dim`
+// padded with zeros to a multiple of 16. A query at t sees starts[t] .. t.
+struct FlashRow {
+    size_t length, dim, turned_row;
+    const int32_t* starts;
+    const float *q, *k, *v;  // q already scaled
+    const float *k_turned, *v_turned;  // (dim, turned_row); turned_row >= length + 16, whatever is behind length
+    const float* dy;
+    float *y, *log_sums;     // log_sums (length): of a query's exponentials
+    float *dq, *dk, *dv;     // dk and dv are added to
+    float* scratch;          // 2 * FLASH_QUERIES * turned_row
+};
+
 struct Kernels {
     const char* name;
     // y[r * y_stride + n] (+)= sum over k of x[r, k] * w[n, k], for the row blocks first..last of w; y is padded to
@@ -43,6 +58,9 @@ struct Kernels {
     void (*rms_norm)(const float* x, const float* w, float* y, size_t width, float eps);
     // gate = silu(gate) * up
     void (*swiglu)(const float* gate, const float* up, float* y, size_t width);
+    // y and log_sums; dq, dk and dv from dy and log_sums.
+    void (*flash_forward)(const FlashRow& row);
+    void (*flash_backward)(const FlashRow& row);
 };
 
 const Kernels& kernels();                  // the best that this machine runs

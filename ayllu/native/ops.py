@@ -1,4 +1,5 @@
-"""Differentiable CPU operations on bfloat16 and float32 tensors, in front of the kernels of training.cpp.
+"""Differentiable CPU operations on bfloat16 and float32 tensors, in front of the kernels of training.cpp and
+flash.cpp.
 
 `usable(x)` decides: one of these types, on the CPU, with the extension loaded. Callers keep their plain
 torch path for everything else, and the tests compare the two.
@@ -185,31 +186,38 @@ class _SplitHeads(torch.autograd.Function):
         return d, dq_weight, dk_weight, None, None, None, None, None
 
 
-class _CausalSoftmax(torch.autograd.Function):
-    """In place, on the product itself: on a view of it autograd would copy the gradient three times."""
-
+class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores_NTT: Tensor, starts_BT: Tensor, heads: int) -> Tensor:
-        b, t = starts_BT.shape
-        assert scores_NTT.shape[-1] == t and scores_NTT.numel() == b * heads * t * t
-        _kernels(scores_NTT).causal_softmax(
-            _address(scores_NTT, scores_NTT.dtype), _address(starts_BT, torch.int32, b, t), b, heads, t
+    def forward(ctx: Any, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, starts_BT: Tensor) -> Tensor:
+        b, heads, t, dim = q_BHTD.shape
+        kv_heads = k_BGTD.shape[1]
+        y_BTX, log_sums = q_BHTD.new_empty(b, t, heads * dim), torch.empty(b * heads * t)
+        ctx.sizes = (b, t, heads, kv_heads, dim)
+        _kernels(q_BHTD).attention(
+            _address(q_BHTD, q_BHTD.dtype),
+            *(_address(x, q_BHTD.dtype, b, kv_heads, t, dim) for x in (k_BGTD, v_BGTD)),
+            _address(starts_BT, torch.int32, b, t),
+            _address(y_BTX, q_BHTD.dtype),
+            _address(log_sums, F32),
+            *ctx.sizes,
         )
-        ctx.mark_dirty(scores_NTT)
-        ctx.save_for_backward(scores_NTT, starts_BT)
-        ctx.heads = heads
-        return scores_NTT
+        ctx.save_for_backward(q_BHTD, k_BGTD, v_BGTD, starts_BT, log_sums)
+        return y_BTX
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dp: Tensor) -> tuple[Tensor, None, None]:
-        p, starts_BT = ctx.saved_tensors
-        b, t = starts_BT.shape
-        dp = dp.contiguous()  # ours alone: the product before it made it
-        _kernels(p).causal_softmax_backward(
-            _address(dp, p.dtype), _address(p, p.dtype), _address(starts_BT, torch.int32), b, ctx.heads, t
+    def backward(ctx: Any, dy_BTX: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, starts_BT, log_sums = ctx.saved_tensors
+        dy_BTX = dy_BTX.contiguous()
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        _kernels(q).attention_backward(
+            *(_address(x, q.dtype) for x in (dy_BTX, q, k, v)),
+            _address(starts_BT, torch.int32),
+            _address(log_sums, F32),
+            *(_address(x, q.dtype) for x in (dq, dk, dv)),
+            *ctx.sizes,
         )
-        return dp, None, None
+        return dq, dk, dv, None
 
 
 def attention(
@@ -226,17 +234,12 @@ def attention(
 ) -> Tensor:
     """Grouped-query causal attention from the joint projection (B, T, (H+2G)*D) -> (B, T, H*D).
 
-    Position t of a row attends to positions starts_BT[b, t] .. t (the start of its document).
+    Position t of a row attends to positions starts_BT[b, t] .. t (0 <= start <= t), its document so far.
+    Scores are never kept (FlashAttention, Dao et al. 2022): memory grows with T, not with its square.
     """
-    b, t, _ = qkv_BTX.shape
-    dim = cos_TD.shape[-1]
+    assert int(starts_BT.min()) >= 0 and bool((starts_BT <= torch.arange(starts_BT.shape[1])).all())
     q, k, v = _SplitHeads.apply(qkv_BTX, q_weight, k_weight, cos_TD, sin_TD, heads, kv_heads, eps)
-    # The queries of one key-value head form one tall matrix: (B*G, H/G*T, D).
-    group = heads // kv_heads
-    k, v = k.view(b * kv_heads, t, dim), v.view(b * kv_heads, t, dim)
-    scores = torch.bmm(q.view(b * kv_heads, group * t, dim), k.transpose(1, 2))
-    y = torch.bmm(_CausalSoftmax.apply(scores, starts_BT, heads), v)
-    return y.view(b, heads, t, dim).transpose(1, 2).reshape(b, t, heads * dim)
+    return _Attend.apply(q, k, v, starts_BT)
 
 
 def cross_entropy_(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:

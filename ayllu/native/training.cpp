@@ -2,7 +2,7 @@
 //
 // A small decoder on a CPU spends most of its time outside the matrix products: in softmax, norms and
 // casts that PyTorch runs as separate passes over memory. Each kernel here is one such group in one
-// pass. Matrix products stay with PyTorch.
+// pass. Matrix products stay with PyTorch, but for those of attention (flash.cpp).
 //
 // Rows are split evenly over the threads of PyTorch's own OpenMP pool (see parallel.h), sums over
 // rows are added in thread order: the same input and thread count give the same bits.
@@ -140,60 +140,6 @@ template <class T>
 void Training<T>::swiglu_backward(const T* dy, const T* gate_up, T* d, size_t rows, size_t hidden) {
     parallel_rows(rows,
                   [&](size_t first, size_t last, int) { swiglu_backward_rows(dy, gate_up, d, first, last, hidden); });
-}
-
-// ---- causal softmax over score rows, in place. Row r of a batch element looks at keys
-// start[r] .. r of its own document; all other weights are zero.
-template <class T>
-CLONES static void softmax_rows(T* scores, const int32_t* starts, float* buffer, size_t first, size_t last,
-                                size_t length, size_t per_batch) {
-    for (size_t row = first; row < last; ++row) {
-        const size_t t = row % length, begin = size_t(starts[row / per_batch * length + t]), end = t + 1;
-        T* s = scores + row * length;
-        const float top = largest(s + begin, end - begin);
-        float sum = 0.f;
-        for (size_t i = begin; i < end; ++i) {
-            const float e = exp_fast(widen(s[i]) - top);
-            buffer[i] = e;
-            sum += e;
-        }
-        const float scale = 1.f / sum;
-        std::memset(s, 0, begin * sizeof(T));
-        for (size_t i = begin; i < end; ++i) put(s[i], buffer[i] * scale);
-        std::memset(s + end, 0, (length - end) * sizeof(T));
-    }
-}
-
-template <class T>
-void Training<T>::causal_softmax(T* scores, const int32_t* starts, size_t batches, size_t heads, size_t length) {
-    parallel_rows(batches * heads * length, [&](size_t first, size_t last, int) {
-        std::vector<float> buffer(length);
-        softmax_rows(scores, starts, buffer.data(), first, last, length, heads * length);
-    });
-}
-
-// dp becomes ds = p * (dp - sum(p dp))
-template <class T>
-CLONES static void softmax_backward_rows(T* dp, const T* p, const int32_t* starts, size_t first,
-                                         size_t last, size_t length, size_t per_batch) {
-    for (size_t row = first; row < last; ++row) {
-        const size_t t = row % length, begin = size_t(starts[row / per_batch * length + t]), end = t + 1;
-        T* d = dp + row * length;
-        const T* w = p + row * length;
-        float dot = 0.f;
-        for (size_t i = begin; i < end; ++i) dot += widen(d[i]) * widen(w[i]);
-        std::memset(d, 0, begin * sizeof(T));
-        for (size_t i = begin; i < end; ++i) put(d[i], widen(w[i]) * (widen(d[i]) - dot));
-        std::memset(d + end, 0, (length - end) * sizeof(T));
-    }
-}
-
-template <class T>
-void Training<T>::causal_softmax_backward(T* dp, const T* p, const int32_t* starts, size_t batches, size_t heads,
-                             size_t length) {
-    parallel_rows(batches * heads * length, [&](size_t first, size_t last, int) {
-        softmax_backward_rows(dp, p, starts, first, last, length, heads * length);
-    });
 }
 
 // ---- queries, keys, values: norm per head, rotate, and lay out as (B, heads, T, D)
