@@ -32,6 +32,7 @@ from ayllu.reason.verify import Verifier, check_fits, find_verifier, load_verifi
 CODE_VERSION = 4  # raised when the same settings would give another result; 4: other stories are drawn
 KIND = "ayllu eval"
 MAX_SAMPLES = 128
+MAX_ROWS = 100_000  # of one task, as in the eval stage of a recipe
 _WEIGHTS = (".safetensors", ".gguf", ".pth")
 _BESIDE = ("config.json", "params.json", "tokenizer*", "chat_template*")  # what else an answer depends on
 
@@ -124,8 +125,9 @@ def check_settings(settings: ExamSettings) -> None:
     ):
         if value is not None and value < least:
             raise UsageError(f"--{name} {value} is not possible", fix=f"give {least} or more")
-    if settings.samples > MAX_SAMPLES:
-        raise UsageError(f"--samples {settings.samples} is too many", fix=f"give at most {MAX_SAMPLES}")
+    for name, value, most in (("n", settings.n, MAX_ROWS), ("samples", settings.samples, MAX_SAMPLES)):
+        if value is not None and value > most:
+            raise UsageError(f"--{name} {value} is too many", fix=f"give at most {most:,}")
     if settings.temperature is not None and not 0 <= settings.temperature <= 10:
         raise UsageError(f"--temperature {settings.temperature} is not possible", fix="give 0 to 10")
     if settings.samples > 1 and settings.temperature == 0:

@@ -1,9 +1,12 @@
 // The one binding file. Addresses come from torch tensors, whose types and shapes ayllu/native/ops.py
 // has checked; nothing else may call these functions.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 
 #include <cstdint>
+#include <string>
 
+#include "kernel_table.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -67,18 +70,21 @@ static void bind_training(nb::module_ m) {
     m.def(
         "attention",
         [](Address q, Address k, Address v, Address starts, Address y, Address log_sums, size_t batches, size_t length,
-           size_t heads, size_t kv_heads, size_t dim) {
+           size_t heads, size_t kv_heads, size_t dim, const std::string& level) {
             const ayllu::Heads h{batches, length, heads, kv_heads, dim, 0.f, 1.f};
-            Kernels::attention(h, at<T>(q), at<T>(k), at<T>(v), at<int32_t>(starts), at<T>(y), at<float>(log_sums));
+            Kernels::attention(ayllu::kernels_at(level.c_str()), h, at<T>(q), at<T>(k), at<T>(v),
+                               at<int32_t>(starts), at<T>(y), at<float>(log_sums));
         },
         nb::call_guard<gil_scoped_release>());
     m.def(
         "attention_backward",
         [](Address dy, Address q, Address k, Address v, Address starts, Address log_sums, Address dq, Address dk,
-           Address dv, size_t batches, size_t length, size_t heads, size_t kv_heads, size_t dim) {
+           Address dv, size_t batches, size_t length, size_t heads, size_t kv_heads, size_t dim,
+           const std::string& level) {
             const ayllu::Heads h{batches, length, heads, kv_heads, dim, 0.f, 1.f};
-            Kernels::attention_backward(h, at<T>(dy), at<T>(q), at<T>(k), at<T>(v), at<int32_t>(starts),
-                                        at<float>(log_sums), at<T>(dq), at<T>(dk), at<T>(dv));
+            Kernels::attention_backward(ayllu::kernels_at(level.c_str()), h, at<T>(dy), at<T>(q), at<T>(k),
+                                        at<T>(v), at<int32_t>(starts), at<float>(log_sums), at<T>(dq), at<T>(dk),
+                                        at<T>(dv));
         },
         nb::call_guard<gil_scoped_release>());
     m.def(

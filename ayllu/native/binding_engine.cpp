@@ -71,6 +71,7 @@ Layer layer_of(const nb::dict& d) {
 }  // namespace
 
 void bind_engine(nb::module_& m) {
+    m.def("runs", [](const std::string& level) { return kernels_of(level.c_str()) != nullptr; });
     m.def("compute_level", [] { return std::string(kernels().name); });
     m.def("packed_bytes", [](size_t rows, size_t columns, int format) {
         return Matrix{nullptr, nullptr, rows, columns, Format(format)}.bytes();
@@ -115,8 +116,7 @@ void bind_engine(nb::module_& m) {
              [](Model* self, size_t width, float eps, int cache_type, const std::string& level) {
                  new (self) Model();
                  self->width = width, self->eps = eps, self->cache_type = Format(cache_type);
-                 self->kernels = level.empty() ? &kernels() : kernels_of(level.c_str());
-                 if (!self->kernels) throw std::runtime_error("this machine can't run " + level);
+                 self->kernels = &kernels_at(level.c_str());
              })
         .def("set_outer",
              [](Model& model, nb::tuple embedding, nb::tuple head, Address norm) {

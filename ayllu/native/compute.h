@@ -1,5 +1,5 @@
-// The kernels of the decode step and of training's attention, written once on sixteen lanes and compiled for each machine level.
-// Included by compute_avx512.cpp, compute_avx2.cpp and compute_portable.cpp only.
+// The kernels of the decode step and of training's attention, written once on sixteen lanes and compiled for each
+// machine level. Included by compute_avx512.cpp, compute_avx2.cpp and compute_portable.cpp only.
 //
 // Each output is the same chain of operations whatever the number of rows, so that a text comes out the same
 // alone, in a batch, and with its beginning taken from the cache.

@@ -2,6 +2,8 @@
 
 #include <cstring>
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
 
 #include "kernel_table.h"
 
@@ -40,6 +42,12 @@ const Kernels& kernels() {
         return kernels_of("portable");
     }();
     return *best;
+}
+
+const Kernels& kernels_at(const char* name) {
+    const Kernels* found = *name ? kernels_of(name) : &kernels();
+    if (!found) throw std::runtime_error(std::string("this machine can't run ") + name);
+    return *found;
 }
 
 }  // namespace ayllu

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <new>
 #include <utility>
-#include <vector>
 
 #include "kernel_table.h"
 #include "kernels.h"
@@ -37,14 +37,30 @@ static void turn(const float* from, size_t rows, size_t padded, float* to, size_
         for (size_t i = 0; i < padded; ++i) to[i * to_row + r] = from[r * padded + i];
 }
 
-// The panels of one piece of work, in one buffer that each thread keeps.
+// A thread's memory for panels, from a border of 64 bytes on; what is in it is left over from before.
+static float* room_for(size_t floats) {
+    constexpr std::align_val_t line{64};
+    struct Room {
+        float* at = nullptr;
+        size_t floats = 0;
+        ~Room() { ::operator delete[](at, line); }
+    };
+    thread_local Room room;
+    if (room.floats < floats) {
+        ::operator delete[](std::exchange(room.at, nullptr), line);
+        room.floats = 0;
+        room.at = static_cast<float*>(::operator new[](floats * sizeof(float), line));
+        room.floats = floats;
+    }
+    return room.at;
+}
+
+// The panels of one piece of work.
 struct Panels {
     explicit Panels(const Heads& h)
         : length(h.length), dim(round_up(h.dim, LANES)), turned_row(round_up(h.length, LANES) + LANES) {
         const size_t flat = length * dim, turned = dim * turned_row, looks = 2 * FLASH_QUERIES * turned_row;
-        thread_local std::vector<float> buffer;
-        if (const size_t all = 8 * flat + 2 * turned + looks; buffer.size() < all) buffer.resize(all);
-        float* at = buffer.data();
+        float* at = room_for(8 * flat + 2 * turned + looks);
         const auto take = [&](size_t n) { return std::exchange(at, at + n); };
         q = take(flat), k = take(flat), v = take(flat), y = take(flat), k_turned = take(turned);
         dq = take(flat), dk = take(flat), dv = take(flat), dy = take(flat), v_turned = take(turned);
@@ -70,8 +86,8 @@ static void each_piece(const Heads& h, const Body& body) {
 }
 
 template <class T>
-void Training<T>::attention(const Heads& h, const T* q, const T* k, const T* v, const int32_t* starts, T* y,
-                            float* log_sums) {
+void Training<T>::attention(const Kernels& level, const Heads& h, const T* q, const T* k, const T* v,
+                            const int32_t* starts, T* y, float* log_sums) {
     const size_t group = h.heads / h.kv_heads, size = h.length * h.dim;
     each_piece(h, [&](Panels& p, size_t b, size_t g) {
         const size_t kv = b * h.kv_heads + g;
@@ -81,15 +97,15 @@ void Training<T>::attention(const Heads& h, const T* q, const T* k, const T* v, 
         for (size_t head = g * group; head < (g + 1) * group; ++head) {
             const size_t own = b * h.heads + head;
             widen_rows(q + own * size, h.length, h.dim, h.dim, p.q, p.dim);
-            kernels().flash_forward(p.row(starts + b * h.length, log_sums + own * h.length));
+            level.flash_forward(p.row(starts + b * h.length, log_sums + own * h.length));
             narrow_rows(p.y, h.length, h.dim, p.dim, y + (b * h.length * h.heads + head) * h.dim, h.heads * h.dim);
         }
     });
 }
 
 template <class T>
-void Training<T>::attention_backward(const Heads& h, const T* dy, const T* q, const T* k, const T* v,
-                                     const int32_t* starts, float* log_sums, T* dq, T* dk, T* dv) {
+void Training<T>::attention_backward(const Kernels& level, const Heads& h, const T* dy, const T* q, const T* k,
+                                     const T* v, const int32_t* starts, float* log_sums, T* dq, T* dk, T* dv) {
     const size_t group = h.heads / h.kv_heads, size = h.length * h.dim;
     each_piece(h, [&](Panels& p, size_t b, size_t g) {
         const size_t kv = b * h.kv_heads + g;
@@ -103,7 +119,7 @@ void Training<T>::attention_backward(const Heads& h, const T* dy, const T* q, co
             const size_t own = b * h.heads + head;
             widen_rows(q + own * size, h.length, h.dim, h.dim, p.q, p.dim);
             widen_rows(dy + (b * h.length * h.heads + head) * h.dim, h.length, h.dim, h.heads * h.dim, p.dy, p.dim);
-            kernels().flash_backward(p.row(starts + b * h.length, log_sums + own * h.length));
+            level.flash_backward(p.row(starts + b * h.length, log_sums + own * h.length));
             narrow_rows(p.dq, h.length, h.dim, p.dim, dq + own * size, h.dim);
         }
         narrow_rows(p.dk, h.length, h.dim, p.dim, dk + kv * size, h.dim);
@@ -111,14 +127,12 @@ void Training<T>::attention_backward(const Heads& h, const T* dy, const T* q, co
     });
 }
 
-template void Training<uint16_t>::attention(const Heads&, const uint16_t*, const uint16_t*, const uint16_t*,
-                                            const int32_t*, uint16_t*, float*);
-template void Training<float>::attention(const Heads&, const float*, const float*, const float*, const int32_t*,
-                                         float*, float*);
-template void Training<uint16_t>::attention_backward(const Heads&, const uint16_t*, const uint16_t*, const uint16_t*,
-                                                     const uint16_t*, const int32_t*, float*, uint16_t*,
-                                                     uint16_t*, uint16_t*);
-template void Training<float>::attention_backward(const Heads&, const float*, const float*, const float*,
-                                                  const float*, const int32_t*, float*, float*, float*, float*);
+#define FOR_TYPE(T)                                                                                            \
+    template void Training<T>::attention(const Kernels&, const Heads&, const T*, const T*, const T*,           \
+                                         const int32_t*, T*, float*);                                          \
+    template void Training<T>::attention_backward(const Kernels&, const Heads&, const T*, const T*, const T*,  \
+                                                  const T*, const int32_t*, float*, T*, T*, T*)
+FOR_TYPE(uint16_t);
+FOR_TYPE(float);
 
 }  // namespace ayllu

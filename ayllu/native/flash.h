@@ -16,13 +16,15 @@
 
 namespace ayllu::LEVEL {
 
-// Sums of a tile of a product are registers: sixteen of them with AVX2 (two a Float), thirty-two with AVX-512.
+// A tile of a product, whose sums are to stay in registers: of those AVX-512 has thirty-two of one Float, AVX2
+// sixteen of half a Float, plain x86 sixteen of a quarter.
 #if defined(__AVX512BW__) && defined(__AVX512VNNI__)
-constexpr size_t SIDE = 2;
+constexpr size_t TALL = 6, SIDE = 2;
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr size_t TALL = 6, SIDE = 1;
 #else
-constexpr size_t SIDE = 1;
+constexpr size_t TALL = 2, SIDE = 1;
 #endif
-constexpr size_t TALL = 6;
 
 // c (m, n) = or += a (m, k) b (k, n); n is a multiple of 16, b's and c's rows are contiguous.
 struct Product {
@@ -100,14 +102,14 @@ SIMD_INLINE void scores_of_look(const FlashRow& f, const Look& look, float* scor
              f.turned_row, scores, look.columns(), false});
 }
 
-SIMD_INLINE float sum_of(const float* x, size_t n) {
-    float lanes[LANES] = {}, sum = 0.f;
-    size_t at = 0;
-    for (; at + LANES <= n; at += LANES)
+// Of a row of scores, with zeros behind those that are seen.
+SIMD_INLINE float sum_of(const float* x, size_t columns) {
+    float lanes[LANES] = {};
+    for (size_t at = 0; at < columns; at += LANES)
         for (size_t i = 0; i < LANES; ++i) lanes[i] += x[at + i];
-    for (float lane : lanes) sum += lane;
-    for (; at < n; ++at) sum += x[at];
-    return sum;
+    for (size_t half = LANES / 2; half; half /= 2)
+        for (size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
 }
 
 static void flash_forward(const FlashRow& f) {
@@ -121,7 +123,7 @@ static void flash_forward(const FlashRow& f) {
             const float top = largest(s, seen);
             for (size_t j = 0; j < seen; ++j) s[j] = exp_fast(s[j] - top);
             std::fill(s + seen, s + look.columns(), 0.f);
-            const float sum = sum_of(s, seen);
+            const float sum = sum_of(s, look.columns());
             inverse[i] = 1.f / sum;
             f.log_sums[look.first + i] = top + std::log(sum);
         }
@@ -147,10 +149,10 @@ static void flash_backward(const FlashRow& f) {
             const float log_sum = f.log_sums[look.first + i];
             for (size_t j = 0; j < seen; ++j) p[j] = exp_fast(p[j] - log_sum);
             std::fill(p + seen, p + columns, 0.f);
-            for (size_t j = 0; j < seen; ++j) d[j] *= p[j];
-            const float dot = sum_of(d, seen);
-            for (size_t j = 0; j < seen; ++j) d[j] -= p[j] * dot;
             std::fill(d + seen, d + columns, 0.f);
+            for (size_t j = 0; j < seen; ++j) d[j] *= p[j];
+            const float dot = sum_of(d, columns);
+            for (size_t j = 0; j < seen; ++j) d[j] -= p[j] * dot;
         }
         product({keys, f.dim, queries, weights, 1, columns, dy, f.dim, f.dv + look.start * f.dim, f.dim, true});
         product({queries, f.dim, keys, d_scores, columns, 1, f.k + look.start * f.dim, f.dim,

@@ -65,5 +65,6 @@ struct Kernels {
 
 const Kernels& kernels();                  // the best that this machine runs
 const Kernels* kernels_of(const char* name);  // by name, or null where this machine can't run them
+const Kernels& kernels_at(const char* name);  // by name, "" being the best; std::runtime_error instead of null
 
 }  // namespace ayllu

@@ -1,10 +1,13 @@
-// The kernels of training.cpp, flash.cpp and sampling.cpp. All matrices are row-major and contiguous; uint16_t holds bfloat16.
+// The kernels of training.cpp, flash.cpp and sampling.cpp. All matrices are row-major and contiguous; uint16_t holds
+// bfloat16.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 namespace ayllu {
+
+struct Kernels;  // of a machine level (kernel_table.h)
 
 struct Heads {
     size_t batches, length, heads, kv_heads, dim;
@@ -27,10 +30,10 @@ struct Training {
 
     // q (B,H,T,D), k and v (B,G,T,D) as split_heads makes them -> y (B,T,H,D) and log_sums (B,H,T), which the way
     // back asks for. A token at t of a row sees starts[row, t] .. t, the part of its document so far.
-    static void attention(const Heads& h, const T* q, const T* k, const T* v, const int32_t* starts, T* y,
-                          float* log_sums);
-    static void attention_backward(const Heads& h, const T* dy, const T* q, const T* k, const T* v,
-                                   const int32_t* starts, float* log_sums, T* dq, T* dk, T* dv);
+    static void attention(const Kernels& level, const Heads& h, const T* q, const T* k, const T* v,
+                          const int32_t* starts, T* y, float* log_sums);
+    static void attention_backward(const Kernels& level, const Heads& h, const T* dy, const T* q, const T* k,
+                                   const T* v, const int32_t* starts, float* log_sums, T* dq, T* dk, T* dv);
 
     // qkv (B*T, (H+2G)*D) -> q (B,H,T,D) times query_scale, k and v (B,G,T,D). Null weights: no norm.
     static void split_heads(const Heads& h, const T* qkv, const float* q_weight, const float* k_weight,

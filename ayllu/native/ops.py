@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ayllu import native
 
+LEVEL = ""  # of attention's kernels: "portable", "AVX2" or "AVX-512"; "": the best one here
 _pool = -1  # threads that the kernels were told to use
 
 
@@ -200,6 +201,7 @@ class _Attend(torch.autograd.Function):
             _address(y_BTX, q_BHTD.dtype),
             _address(log_sums, F32),
             *ctx.sizes,
+            LEVEL,
         )
         ctx.save_for_backward(q_BHTD, k_BGTD, v_BGTD, starts_BT, log_sums)
         return y_BTX
@@ -216,6 +218,7 @@ class _Attend(torch.autograd.Function):
             _address(log_sums, F32),
             *(_address(x, q.dtype) for x in (dq, dk, dv)),
             *ctx.sizes,
+            LEVEL,
         )
         return dq, dk, dv, None
 
@@ -237,7 +240,8 @@ def attention(
     Position t of a row attends to positions starts_BT[b, t] .. t (0 <= start <= t), its document so far.
     Scores are never kept (FlashAttention, Dao et al. 2022): memory grows with T, not with its square.
     """
-    assert int(starts_BT.min()) >= 0 and bool((starts_BT <= torch.arange(starts_BT.shape[1])).all())
+    last_T = torch.arange(starts_BT.shape[1])
+    assert bool(((starts_BT >= 0) & (starts_BT <= last_T)).all())
     q, k, v = _SplitHeads.apply(qkv_BTX, q_weight, k_weight, cos_TD, sin_TD, heads, kv_heads, eps)
     return _Attend.apply(q, k, v, starts_BT)
 

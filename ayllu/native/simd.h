@@ -134,8 +134,10 @@ SIMD_INLINE Float odd_bf16(Line x) {
 
 #else  // plain loops, which compilers turn into whatever the machine has (NEON among it)
 
+// Four lanes fit a register of every machine; of one array of sixteen compilers make none.
+typedef float Quarter __attribute__((vector_size(16)));
 struct Float {
-    float v[16];
+    Quarter a, b, c, d;
 };
 struct Int {
     int32_t v[16];
@@ -143,27 +145,40 @@ struct Int {
 struct Line {
     uint8_t v[64];
 };
+typedef Quarter Loose __attribute__((aligned(4), may_alias));  // anywhere in memory
+SIMD_INLINE Loose& quarter(const float* p) { return *reinterpret_cast<Loose*>(const_cast<float*>(p)); }
+SIMD_INLINE Float load(const float* p) { return {quarter(p), quarter(p + 4), quarter(p + 8), quarter(p + 12)}; }
+SIMD_INLINE void store(float* p, Float x) {
+    quarter(p) = x.a, quarter(p + 4) = x.b, quarter(p + 8) = x.c, quarter(p + 12) = x.d;
+}
+#define FLOATS(expression)                                \
+    float values[16];                                     \
+    for (int i = 0; i < 16; ++i) values[i] = expression;  \
+    return load(values)
 #define LANEWISE(type, expression)                        \
     type r;                                               \
     for (int i = 0; i < 16; ++i) r.v[i] = expression;     \
     return r
 
-SIMD_INLINE Float load(const float* p) { LANEWISE(Float, p[i]); }
-SIMD_INLINE void store(float* p, Float x) { std::memcpy(p, x.v, 64); }
-SIMD_INLINE Float all(float x) { LANEWISE(Float, x); }
-SIMD_INLINE Float fma(Float a, Float b, Float c) { LANEWISE(Float, a.v[i] * b.v[i] + c.v[i]); }
-SIMD_INLINE Float mul(Float a, Float b) { LANEWISE(Float, a.v[i] * b.v[i]); }
+SIMD_INLINE Float all(float x) {
+    const Quarter q{x, x, x, x};
+    return {q, q, q, q};
+}
+SIMD_INLINE Float fma(Float x, Float y, Float z) {
+    return {x.a * y.a + z.a, x.b * y.b + z.b, x.c * y.c + z.c, x.d * y.d + z.d};
+}
+SIMD_INLINE Float mul(Float x, Float y) { return {x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d}; }
 SIMD_INLINE float half_lane(uint16_t h) {
     const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023;
     const float normal = std::bit_cast<float>(sign | (exponent + 112) << 23 | mantissa << 13);
     const float small = float(mantissa) * 0x1p-24f;
     return exponent ? normal : (sign ? -small : small);
 }
-SIMD_INLINE Float load_half(const uint16_t* p) { LANEWISE(Float, half_lane(p[i])); }
-SIMD_INLINE Float load_bf16(const uint16_t* p) { LANEWISE(Float, std::bit_cast<float>(uint32_t(p[i]) << 16)); }
-SIMD_INLINE Float load_i8(const int8_t* p) { LANEWISE(Float, float(p[i])); }
+SIMD_INLINE Float load_half(const uint16_t* p) { FLOATS(half_lane(p[i])); }
+SIMD_INLINE Float load_bf16(const uint16_t* p) { FLOATS(std::bit_cast<float>(uint32_t(p[i]) << 16)); }
+SIMD_INLINE Float load_i8(const int8_t* p) { FLOATS(float(p[i])); }
 SIMD_INLINE Int all_int(int32_t x) { LANEWISE(Int, x); }
-SIMD_INLINE Float to_float(Int x) { LANEWISE(Float, float(x.v[i])); }
+SIMD_INLINE Float to_float(Int x) { FLOATS(float(x.v[i])); }
 SIMD_INLINE Line load_line(const uint8_t* p) {
     Line r;
     std::memcpy(r.v, p, 64);
@@ -187,9 +202,10 @@ SIMD_INLINE float bf16_at(Line x, int i) {
     std::memcpy(&value, x.v + 2 * i, 2);
     return std::bit_cast<float>(uint32_t(value) << 16);
 }
-SIMD_INLINE Float even_bf16(Line x) { LANEWISE(Float, bf16_at(x, 2 * i)); }
-SIMD_INLINE Float odd_bf16(Line x) { LANEWISE(Float, bf16_at(x, 2 * i + 1)); }
+SIMD_INLINE Float even_bf16(Line x) { FLOATS(bf16_at(x, 2 * i)); }
+SIMD_INLINE Float odd_bf16(Line x) { FLOATS(bf16_at(x, 2 * i + 1)); }
 #undef LANEWISE
+#undef FLOATS
 
 #endif
 

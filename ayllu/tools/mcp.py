@@ -67,18 +67,10 @@ def read_servers(path: Path) -> list[Server]:
         raise RequestError(f"the list of servers {path} can't be read", why=str(error)) from error
     servers = []
     for name, table in tables.items():
-        table = table if isinstance(table, dict) else {}
-        texts = [table.get("command"), table.get("tools")]
-        good = all(isinstance(t, list) and t and all(isinstance(one, str) for one in t) for t in texts)
-        good = good and NAME.fullmatch(name) is not None and table.keys() <= _KEYS
-        good = good and type(table.get("seconds", 1)) in (int, float) and 0 < table.get("seconds", 1) <= 3600
-        good = good and isinstance(table.get("confirm", False), bool)
-        for key in ("pins", "environment"):
-            some = table.get(key, {})
-            good = good and isinstance(some, dict) and all(isinstance(v, str) for v in some.values())
-        if not good:
+        if wrong := _wrong(name, table):
             raise RequestError(
                 f"{path}: the server {name!r} is not described as it should be",
+                why=wrong,
                 fix='give command = ["program", "argument"] and tools = ["name"]; also seconds, confirm, '
                 "pins and environment are read",
             )
@@ -86,6 +78,30 @@ def read_servers(path: Path) -> list[Server]:
             Server(name, **{**table, "command": tuple(table["command"]), "tools": tuple(table["tools"])})
         )
     return servers
+
+
+def _wrong(name: str, table: Any) -> str:
+    """What is wrong with a server's description, "" for nothing."""
+    if not isinstance(table, dict):
+        return f"it stands outside of a table: write [{name}] above its keys"
+    if not NAME.fullmatch(name):
+        return "its name must be lower-case letters, digits and _, beginning with a letter"
+    if unknown := sorted(table.keys() - _KEYS):
+        return f"there is no key {unknown[0]!r}"
+    for key in ("command", "tools"):
+        texts = table.get(key)
+        if not (isinstance(texts, list) and texts and all(isinstance(one, str) for one in texts)):
+            return f"{key} must be a list of texts" + ("" if key in table else ", and is not there")
+    seconds = table.get("seconds", 1)
+    if type(seconds) not in (int, float) or not 0 < seconds <= 3600:
+        return "seconds must be a number above 0 and at most 3600"
+    if not isinstance(table.get("confirm", False), bool):
+        return "confirm must be true or false"
+    for key in ("pins", "environment"):
+        some = table.get(key, {})
+        if not (isinstance(some, dict) and all(isinstance(v, str) for v in some.values())):
+            return f"{key} must be a table of texts"
+    return ""
 
 
 class Servers:

@@ -256,7 +256,8 @@ def test_names_stand_for_several(data):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"n": 0}, {"samples": 0}, {"samples": 129}, {"shots": -1}, {"max_tokens": 0}, {"seed": -1},
+        {"n": 0}, {"n": 100_001}, {"samples": 0}, {"samples": 129}, {"shots": -1}, {"max_tokens": 0},
+        {"seed": -1},
         {"temperature": -0.1}, {"temperature": 11.0}, {"samples": 2, "temperature": 0.0},
     ],
 )  # fmt: skip

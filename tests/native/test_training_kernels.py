@@ -2,6 +2,7 @@
 and gradients over random shapes, vector tails, document borders and extreme values; the same bits every time
 and, row by row, for any number of threads."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -104,6 +105,19 @@ def test_swiglu_of_extremes():
 
 
 # ---- attention
+LEVELS = [name for name in ("portable", "AVX2", "AVX-512") if native.module().runs(name)]
+
+
+@contextlib.contextmanager
+def at_level(name):
+    """Attention by the kernels of a machine level."""
+    before, ops.LEVEL = ops.LEVEL, name
+    try:
+        yield
+    finally:
+        ops.LEVEL = before
+
+
 def plain_attention(qkv, q_weight, k_weight, cos, sin, starts, heads, kv_heads):
     b, t, _ = qkv.shape
     q, k, v = qkv.view(b, t, -1, cos.shape[1]).split([heads, kv_heads, kv_heads], 2)
@@ -116,10 +130,10 @@ def plain_attention(qkv, q_weight, k_weight, cos, sin, starts, heads, kv_heads):
     return y.transpose(1, 2).reshape(b, t, -1)
 
 
-def random_starts(seed, rows, length):
-    """Documents of random lengths."""
+def random_starts(seed, rows, length, borders):
+    """Documents of random lengths: a border at one in `borders` places."""
     generator = torch.Generator().manual_seed(seed)
-    new = torch.rand(rows, length, generator=generator) < 0.15
+    new = torch.rand(rows, length, generator=generator) < 1 / borders
     new[:, 0] = True
     return torch.where(new, torch.arange(length), 0).cummax(1).values.to(torch.int32)
 
@@ -128,20 +142,33 @@ def random_starts(seed, rows, length):
 @given(
     seed=seeds,
     batch=st.integers(1, 3),
-    length=st.integers(1, 70),
+    length=st.integers(1, 130),
+    borders=st.sampled_from([2, 7, 40, 1000]),
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 3),
     half=st.sampled_from([2, 3, 8, 16, 33]),
     norms=st.booleans(),
     kind=kinds,
+    level=st.sampled_from(LEVELS),
 )
-@example(seed=2798, batch=2, length=62, kv_heads=1, group=2, half=2, norms=True, kind=BF16)
-def test_attention(seed, batch, length, kv_heads, group, half, norms, kind):
+@example(
+    seed=2798,
+    batch=2,
+    length=62,
+    borders=7,
+    kv_heads=1,
+    group=2,
+    half=2,
+    norms=True,
+    kind=BF16,
+    level="portable",
+)
+def test_attention(seed, batch, length, borders, kv_heads, group, half, norms, kind, level):
     heads, dim = kv_heads * group, 2 * half
     qkv = normal(seed, batch, length, (heads + 2 * kv_heads) * dim, kind=kind)
     weights = [1 + 0.3 * normal(seed + n, dim).float() for n in (1, 2)] if norms else []
     cos, sin = (x[0] for x in rope_tables(RopeSpec(dim, 100.0), torch.arange(length)[None]))
-    starts = random_starts(seed, batch, length)
+    starts = random_starts(seed, batch, length, borders)
     dy = normal(seed + 3, batch, length, heads * dim, kind=kind)
 
     def fused(x, q_weight=None, k_weight=None):
@@ -152,7 +179,8 @@ def test_attention(seed, batch, length, kv_heads, group, half, norms, kind):
     def plain(x, q_weight=None, k_weight=None):
         return plain_attention(x, q_weight, k_weight, cos, sin, starts, heads, kv_heads)
 
-    got = gradients(fused, [qkv, *weights], dy)
+    with at_level(level):
+        got = gradients(fused, [qkv, *weights], dy)
     # A weight's gradient is a sum over all rows that may cancel (then torch in bfloat16 is as far off), so
     # that its error is one of the terms: with a weight for each row the gradients are these terms.
     rowwise = [w.expand(batch, length, n, dim) for w, n in zip(weights, (heads, kv_heads), strict=False)]
@@ -162,6 +190,61 @@ def test_attention(seed, batch, length, kv_heads, group, half, norms, kind):
         error = float((mine.float() - wanted).norm().detach())
         share, floor = {BF16: (0.03, 3e-5), F32: (1e-4, 1e-5)}[kind]  # torch rounds where 0 is right
         assert torch.isfinite(mine).all() and error < share * float(theirs.detach().norm()) + floor, error
+
+
+_LONG = """
+import resource, torch
+from ayllu.native import ops
+length = 10_000  # all scores of the head would be 400 MB
+x = torch.randn(1, length, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
+assert ops.usable(x)
+turn, starts = torch.ones(length, 8), torch.zeros(1, length, dtype=torch.int32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+y = ops.attention(x, None, None, turn, 0 * turn, starts, heads=1, kv_heads=1, eps=1e-6)
+y[0, 9000:9003].sum().backward()
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+other = x.detach().clone().requires_grad_()
+q, k, v = other[0].split(8, -1)
+unseen = torch.arange(length) > torch.arange(9000, 9003)[:, None]
+wanted = (q[9000:9003] @ k.T * 8**-0.5).masked_fill(unseen, -torch.inf).softmax(-1) @ v
+wanted.sum().backward()
+assert torch.allclose(y[0, 9000:9003], wanted, rtol=1e-4, atol=1e-6)
+assert torch.allclose(x.grad, other.grad, rtol=1e-3, atol=1e-6)
+print(grown)
+"""
+
+
+def test_attention_over_a_long_row_keeps_no_scores():
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", _LONG], capture_output=True, text=True, check=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout) * unit < 100 * 2**20
+
+
+def test_attention_does_not_see_what_is_left_over_or_next_door():
+    cos, sin = (x[0] for x in rope_tables(RopeSpec(8, 100.0), torch.arange(40)[None]))
+    starts = torch.tensor([[0] * 17 + [17] * 23], dtype=torch.int32)
+
+    def fused(x):
+        length = x.shape[1]
+        rows = cos[:length], sin[:length], starts[:, :length]
+        return ops.attention(x, None, None, *rows, heads=1, kv_heads=1, eps=1e-6)
+
+    clean, dy = normal(0, 1, 40, 24), normal(1, 1, 40, 8)
+    bad = clean.clone()
+    bad[:, :17] = float("nan")
+    for good, found in zip(gradients(fused, [clean], dy), gradients(fused, [bad], dy), strict=True):
+        assert torch.equal(good[:, 17:], found[:, 17:]) and found[:, :17].isnan().any()
+    short = gradients(fused, [clean[:, :9]], dy[:, :9])  # where rows of NaN have been
+    assert all(x.isfinite().all() for x in short)
+
+
+@pytest.mark.parametrize("start", [-1, 3, 2**31 - 1])
+def test_a_document_cannot_begin_before_its_row_or_after_its_token(start):
+    cos, sin = (x[0] for x in rope_tables(RopeSpec(8, 100.0), torch.arange(4)[None]))
+    starts = torch.tensor([[0, 1, start, 0]], dtype=torch.int32)
+    with pytest.raises(AssertionError):
+        ops.attention(normal(0, 1, 4, 24), None, None, cos, sin, starts, heads=1, kv_heads=1, eps=1e-6)
 
 
 def test_attention_never_crosses_a_document():
@@ -246,12 +329,16 @@ y.backward(dy)
 s = normal(300, 258).requires_grad_()
 z = ops.swiglu(s)
 z.backward(normal(300, 129))
+qkv = normal(3, 100, 4 * 8).requires_grad_()
+turn, starts = torch.rand(100, 8, generator=g), torch.arange(100).div(30, rounding_mode="floor").mul(30)
+seen = ops.attention(qkv, None, None, turn, turn, starts.int().repeat(3, 1), heads=2, kv_heads=1, eps=1e-6)
+seen.backward(normal(3, 100, 16))
 logits = normal(300, 517)
 losses, entropies = ops.cross_entropy_(logits, torch.arange(300), torch.randn(300, generator=g))
 assert native.module().thread_count() == int(sys.argv[1])
 def digest(*tensors):
     return hashlib.sha256(b"".join(t.detach().float().numpy().tobytes() for t in tensors)).hexdigest()
-print(digest(y, x.grad, z, s.grad, logits, losses, entropies))
+print(digest(y, x.grad, z, s.grad, seen, qkv.grad, logits, losses, entropies))
 print(digest(w.grad), float(w.grad.double().sum()), float(w.grad.abs().max()))
 """
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -153,14 +154,19 @@ def test_settings(tmp_path):
     path = tmp_path / "servers.toml"
     path.write_text('[shop]\ncommand = ["python", "x.py"]\ntools = ["look"]\nseconds = 5\nconfirm = true\n')
     assert read_servers(path) == [Server("shop", ("python", "x.py"), ("look",), 5, confirm=True)]
-    for wrong in (
-        "[shop]", '[shop]\ncommand = ["x"]', '[shop]\ncommand = "x"\ntools = ["a"]', "x = 1", "[",
-        '[shop]\ncommand = ["x"]\ntools = ["a"]\nurl = "x"', '[Shop]\ncommand = ["x"]\ntools = ["a"]',
-        '[shop]\ncommand = ["x"]\ntools = ["a"]\nseconds = -1', '[shop]\ncommand = ["x"]\ntools = []',
+    shop = '[shop]\ncommand = ["x"]\ntools = ["a"]\n'
+    for wrong, said in (
+        ("[shop]", "command"), ('[shop]\ncommand = ["x"]', "tools .* is not there"), ("[", "Invalid"),
+        ('[shop]\ncommand = "x"\ntools = ["a"]', "command"), ("x = 1", r"write \[x\]"),
+        (shop + 'url = "x"', "'url'"), (shop.replace("shop", "Shop"), "lower-case"),
+        (shop + "seconds = -1", "seconds"),
+        (shop + "seconds = true", "seconds"), (shop + "confirm = 1", "confirm"), (shop + "pins = 1", "pins"),
+        (shop + "environment = {A = 1}", "environment"), ('[shop]\ncommand = ["x"]\ntools = []', "tools"),
     ):  # fmt: skip
         path.write_text(wrong)
-        with pytest.raises(RequestError):
+        with pytest.raises(RequestError) as error:
             read_servers(path)
+        assert re.search(said, error.value.why or "")
     with pytest.raises(InputNotFoundError):
         read_servers(tmp_path / "nowhere.toml")
 
