@@ -10,7 +10,7 @@ from drawn import problems, thinking, value
 from ayllu.reason.practice import TASKS
 from ayllu.reason.task import TEMPLATES, held_out
 from ayllu.reason.tasks import stories, story_words
-from ayllu.reason.tasks.story_graph import compose
+from ayllu.reason.tasks.story_graph import compose, in_parts
 from ayllu.reason.tasks.story_words import LANGUAGES
 
 
@@ -59,13 +59,27 @@ def test_stories_say_all_their_numbers_and_hold_templates_out(language):
             else:  # nobody's quantity is needed: all numbers stand in the story
                 assert set(re.findall(r"\d+", first)) <= given
             assert set(re.findall(r"\d+", first)) <= given | set(map(str, known_values.values()))
-            result = int(more[0] if more else first)
-            assert value(first) == result
+            result = int(more[-1] if more else first)
+            assert {value(side) for side in (first, *more)} == {result}
+            assert len(more) in (0, 1, 3) and (len(more) == 3) == bool(in_parts(first))
             if stated:  # what a later line looks up stands behind the letter
                 assert int(number) == result and letter in named
                 known_values[letter] = result
         operations = [line for line in p.data["lines"] if re.search(r"\d[-+*/]\d", line)]
         assert len(operations) == p.level and str(result) == p.answer
+
+
+@pytest.mark.parametrize("large", range(1, 241))
+def test_products_and_quotients_in_parts_are_within_the_tables(large):
+    for small in range(2, 10):
+        sums = [f"{large}*{small}", f"{small}*{large}"] + [f"{large}/{small}"] * (large % small == 0)
+        for asked in sums:
+            parts = in_parts(asked)
+            beyond = large > 10 if "*" in asked else large // small > 10
+            round_one = (large if "*" in asked else large // small) % 10 == 0
+            assert bool(parts) == (beyond and not round_one)
+            assert {value(side) for side in parts} <= {value(asked)}
+    assert not in_parts(f"{large}+3") and not in_parts(f"{large}")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -45,14 +45,32 @@ class Step:
         return self.form in ("{0}", str(self.value))
 
     def line(self, letters: Mapping[int, str]) -> str:
-        """`A = B+5=12+5=17, A17`; `A17` when it is given; `? A*2=15*2=30` for the question."""
+        """`A = B+5=12+5=17, A17`; `A17` when it is given; `? A*2=15*2=10*2+5*2=20+10=30` for the question."""
         form = re.sub(r"([-+*/]){", r" \1 {", self.form)
         sides = [form.format(*(letters[n] for n in self.needs)), self.form.format(*self.known)]
-        working = "=".join(dict.fromkeys([*sides, str(self.value)]))
+        working = "=".join(dict.fromkeys([*sides, *in_parts(sides[-1]), str(self.value)]))
         if self.person < 0:
             return f"? {working}"
         letter = letters[self.person]
         return f"{letter}{self.value}" if self.given else f"{letter} = {working}, {letter}{self.value}"
+
+
+def in_parts(sides: str) -> list[str]:
+    """A product or quotient beyond the tables, as one does it in the head: `37*5` -> `30*5+7*5`, `150+35`;
+    `96/8` -> `80/8+16/8`, `10+2`. Nothing for what the tables hold, and for sums."""
+    found = re.fullmatch(r"(\d+)([*/])(\d+)", sides)
+    if found is None:
+        return []
+    a, b = int(found[1]), int(found[3])
+    if found[2] == "*":
+        large, small = max(a, b), min(a, b)
+        tens, ones = large - large % 10, large % 10
+        if not tens or not ones or large == 10:
+            return []
+        parts = [f"{n}*{small}" if a == large else f"{small}*{n}" for n in (tens, ones)]
+        return ["+".join(parts), f"{tens * small}+{ones * small}"]
+    tens, ones = a // b - a // b % 10, a // b % 10
+    return [f"{tens * b}/{b}+{ones * b}/{b}", f"{tens}+{ones}"] if tens and ones else []
 
 
 @dataclass
