@@ -85,15 +85,21 @@ static void each_piece(const Heads& h, const Body& body) {
     }, 2);
 }
 
+// Those of key-value head `kv` of all rows of the batch, into their panels.
+template <class T>
+static void keys_and_values(const Heads& h, const T* k, const T* v, size_t kv, Panels& p) {
+    const size_t first = kv * h.length * h.dim;
+    widen_rows(k + first, h.length, h.dim, h.dim, p.k, p.dim);
+    widen_rows(v + first, h.length, h.dim, h.dim, p.v, p.dim);
+    turn(p.k, h.length, p.dim, p.k_turned, p.turned_row);
+}
+
 template <class T>
 void Training<T>::attention(const Kernels& level, const Heads& h, const T* q, const T* k, const T* v,
                             const int32_t* starts, T* y, float* log_sums) {
     const size_t group = h.heads / h.kv_heads, size = h.length * h.dim;
     each_piece(h, [&](Panels& p, size_t b, size_t g) {
-        const size_t kv = b * h.kv_heads + g;
-        widen_rows(k + kv * size, h.length, h.dim, h.dim, p.k, p.dim);
-        widen_rows(v + kv * size, h.length, h.dim, h.dim, p.v, p.dim);
-        turn(p.k, h.length, p.dim, p.k_turned, p.turned_row);
+        keys_and_values(h, k, v, b * h.kv_heads + g, p);
         for (size_t head = g * group; head < (g + 1) * group; ++head) {
             const size_t own = b * h.heads + head;
             widen_rows(q + own * size, h.length, h.dim, h.dim, p.q, p.dim);
@@ -109,9 +115,7 @@ void Training<T>::attention_backward(const Kernels& level, const Heads& h, const
     const size_t group = h.heads / h.kv_heads, size = h.length * h.dim;
     each_piece(h, [&](Panels& p, size_t b, size_t g) {
         const size_t kv = b * h.kv_heads + g;
-        widen_rows(k + kv * size, h.length, h.dim, h.dim, p.k, p.dim);
-        widen_rows(v + kv * size, h.length, h.dim, h.dim, p.v, p.dim);
-        turn(p.k, h.length, p.dim, p.k_turned, p.turned_row);
+        keys_and_values(h, k, v, kv, p);
         turn(p.v, h.length, p.dim, p.v_turned, p.turned_row);
         std::fill(p.dk, p.dk + h.length * p.dim, 0.f);
         std::fill(p.dv, p.dv + h.length * p.dim, 0.f);

@@ -80,9 +80,8 @@ def head_loss(
     """(sum of weights * losses with gradient; losses_N; entropies_N in nats, both detached, float32).
 
     `softcap`: the model's `logit_softcap`. `temperature`: what logits are divided by before the softmax."""
-    if (
-        softcap is None and temperature != 1.0
-    ):  # the head is linear: dividing its input is dividing the logits
+    if softcap is None and temperature != 1.0:
+        # The head is linear: dividing its input is dividing the logits.
         states_NC, temperature = states_NC / temperature, 1.0
     if softcap is None and ops.usable(states_NC):
         return _FusedHeadLoss.apply(states_NC, head_VC, targets_N, weights_N)
