@@ -5,6 +5,7 @@ import itertools
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 from drawn import SLOW, thinking, traced, value
 
@@ -70,6 +71,27 @@ def test_long_arithmetic():
         if op == "*":
             top, bottom = (x, y) if len(str(x)) >= len(str(y)) else (y, x)
             assert rows == [(top, str(bottom)[:n]) for n in range(len(str(bottom)), 0, -1)]
+
+
+def test_long_arithmetic_practises_what_is_easily_confused():
+    """Few different digits and like beginnings are much more frequent in practice, and only there."""
+    rates = {}
+    for split in ("train", "test"):
+        drawn = [
+            (p.data["x"], p.data["op"], p.data["y"]) for p in drawn_of("long_arithmetic", 1500, 4, split)
+        ]
+        long = [(x, op, y) for x, op, y in drawn if min(x, y) > 99]
+        few = sum(len({*str(x), *str(y)}) <= 2 for x, _, y in long) / len(long)
+        apart = [(str(x), str(y)) for x, op, y in long if op == "-" and len(str(x)) == len(str(y))]
+        alike = sum(x[0] == y[0] for x, y in apart) / len(apart)
+        rates[split] = few, alike
+    assert 0.2 < rates["train"][0] < 0.4 and rates["test"][0] < 0.03
+    assert rates["train"][1] > 0.5 and rates["test"][1] < 0.25
+
+
+def drawn_of(family, n, level, split):
+    rng = np.random.default_rng(3)
+    return [TASKS[family].problem(rng, level, split) for _ in range(n)]
 
 
 def check_difference(x, y, lines):
