@@ -54,6 +54,7 @@ class Stage:
     files: tuple[str, ...] = ()  # settings that name input files and folders, of another table `table.name`
     reads: tuple[str, ...] = ("seed", "threads", "device")
     extras: tuple[Extra, ...] = ()
+    code: tuple[str, ...] = ()  # further functions that its result depends on
     before: str = ""  # of an optional stage: the one that it stands before
     read_by: tuple[str, ...] = ()  # of an optional stage: those that take up its result
 
@@ -130,6 +131,7 @@ OPTIONAL: tuple[Stage, ...] = (
         files=("examined", "sft.gsm8k"),
         reads=("seed",),
         extras=tuple(Extra(table, table) for table in ("sft", "rl", "expert", "verifier", "distill")),
+        code=("ayllu.train.sft:sft",),  # raised when practice asks other problems
         before="text",
     ),
     Stage(
@@ -263,7 +265,7 @@ def _code_of(stage: Stage, tables: Mapping[str, Any], seed: int) -> dict[str, An
     change of what is computed has to be told by raising the number.
     """
     found: dict[str, Any] = {}
-    for path in (stage.function, *(extra.source for extra in stage.extras if extra.source)):
+    for path in (stage.function, *stage.code, *(extra.source for extra in stage.extras if extra.source)):
         module = importlib.import_module(path.partition(":")[0])
         found[path] = getattr(module, "CODE_VERSION", 1)
     for extra in stage.extras:

@@ -64,15 +64,25 @@ def number(text: str, *, comma: bool = False) -> str | None:
     return (spelt.rstrip("0").rstrip(".") if "." in spelt else spelt) if value else "0"
 
 
-def last_number(text: str, *, comma: bool = False) -> str | None:
-    """The last number of a text, as `number` spells it."""
+def readings(text: str, *, comma: bool = False) -> tuple[str, ...]:
+    """What a number may mean, the likeliest first; nothing when `text` is anything else. With `comma` signs
+    are read as in German and as in English, in which German questions are shown solved: 2,125 may be
+    either."""
+    english = number(text)
+    german = number(text, comma=True) if comma else None
+    both = (english, german) if "," in text and "." not in text else (german, english)
+    return tuple(dict.fromkeys(each for each in both if each is not None))
+
+
+def last_readings(text: str, *, comma: bool = False) -> tuple[str, ...]:
+    """The last number of a text, as `readings` has it."""
     found = _NUMBER.findall(text.replace("−", "-"))
     if not found:
-        return None
+        return ()
     last = found[-1]
     if not comma and "," in last and not re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", last):
         last = re.split(r"[ ,]", last)[-1]  # 3,5: two numbers side by side
-    return number(last, comma=comma)
+    return readings(last, comma=comma)
 
 
 def judge_number(answers: Sequence[str], said: str, continues: bool) -> Judged:
@@ -82,18 +92,18 @@ def judge_number(answers: Sequence[str], said: str, continues: bool) -> Judged:
 
 
 def judge_number_de(answers: Sequence[str], said: str, continues: bool) -> Judged:
-    """`judge_number` where 1.250,5 is a number."""
+    """`judge_number` where 1.250,5 is a number, and 1,250 may be one thousand and more."""
     return _judge_number(answers, said, continues, comma=True)
 
 
 def _judge_number(answers: Sequence[str], said: str, continues: bool, *, comma: bool) -> Judged:
     wanted = {number(answer) for answer in answers}
-    marks = {number(mark, comma=comma) for mark in _MARK.findall(said)}
-    exact = marks.pop() if len(marks) == 1 else None
-    if exact is None and not marks and not continues:
-        exact = number(said, comma=comma)
-    last = exact or last_number(said, comma=comma)
-    return Judged(exact in wanted and exact is not None, last in wanted and last is not None, last)
+    marks = {readings(mark, comma=comma) for mark in _MARK.findall(said)}
+    exact = marks.pop() if len(marks) == 1 else ()
+    if not exact and not marks and not continues:
+        exact = readings(said, comma=comma)
+    last = exact or last_readings(said, comma=comma)
+    return Judged(not wanted.isdisjoint(exact), not wanted.isdisjoint(last), next(iter(last), None))
 
 
 def plain_words(text: str) -> str:
@@ -139,4 +149,6 @@ def _closing(text: str) -> str:
 
 def _ends_with(text: str, wanted: str) -> bool:
     before = text.removesuffix(wanted)
-    return bool(wanted) and before != text and (not before or not before[-1].isalnum())
+    joined = "-−.," if wanted[:1].isdigit() else ""  # -5 and 2.5 don't end with 5
+    whole = not before or not (before[-1].isalnum() or before[-1] in joined)
+    return bool(wanted) and before != text and whole

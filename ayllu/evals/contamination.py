@@ -1,4 +1,7 @@
-"""The guard against contamination: no run starts whose practice stands in an official test set.
+"""The guard against contamination: no run starts whose practice is found in an official test set.
+
+Of families that make their problems 300 each are looked at, by a seed of their own; of those that live on
+given rows all of them.
 
 Two kinds of evidence. The first is that of `text/decontaminate`: thirteen words in a row, or a whole short
 problem. It misses a test question whose numbers were changed, which is just what resampling and the
@@ -6,8 +9,9 @@ templates of others do (of the 99 templates of one public generator 66 overlap G
 the second looks at texts with every number replaced by one sign, whole and in any spelling of the
 space between: equal skeletons of at least eight words are refused.
 
-Test sets are given as folders. Files with `train` in their name are left out; of JSON lines, TSV and CSV
-every text is taken, however deep it lies.
+Test sets are given as folders. Files with the word `train` in their name are left out; of JSON lines, TSV and
+CSV every text is taken, however deep it lies. Data in a form that isn't read is refused, or a test set in it
+would count as compared.
 """
 
 from __future__ import annotations
@@ -19,13 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from ayllu.errors import ContaminationError, InputNotFoundError
+from ayllu.errors import BadFileError, ContaminationError, InputNotFoundError
 from ayllu.evals.rows import KINDS, kind_of, read_rows
 from ayllu.reason.practice import TASKS
 from ayllu.text.decontaminate import index_evaluations
 
 LEAST_WORDS = 8  # of a skeleton
 SAMPLE = 300  # problems of each family that are looked at
+_OTHER = (".parquet", ".arrow", ".feather", ".gz", ".bz2", ".zst", ".zip", ".tar", ".7z", ".xlsx", ".db")
+_TRAIN = re.compile(r"(?<![a-z])train(ing|set)?(?![a-z])")
 _NUMBER = re.compile(r"\d[\d,.]*")
 
 
@@ -36,10 +42,17 @@ def skeleton(text: str) -> str:
 
 
 def official_texts(folders: Sequence[Path]) -> Iterator[str]:
-    """Every text of every test file. InputNotFoundError for a folder without any, BadFileError for damage."""
+    """Every text of every test file. InputNotFoundError for a folder without any, BadFileError for damage and
+    for data that can't be read here."""
     for folder in folders:
-        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and kind_of(p) in KINDS]
-        files = [p for p in files if "train" not in p.name.lower()]
+        every = [p for p in sorted(folder.rglob("*")) if p.is_file() and not _TRAIN.search(p.name.lower())]
+        for path in every:
+            if kind_of(path) in _OTHER:  # data, in a form that isn't read
+                raise BadFileError(
+                    f"{path} can't be compared: {kind_of(path)} isn't read here",
+                    fix="unpack or convert it to .jsonl, .csv, .tsv or .txt, or move it elsewhere",
+                )
+        files = [p for p in every if kind_of(p) in KINDS]
         if not files:
             raise InputNotFoundError(
                 f"{folder} holds no test set",

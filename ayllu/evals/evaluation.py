@@ -24,12 +24,13 @@ from ayllu.evals.subject import Subject
 from ayllu.files import read_json, sha256_file, sha256_json, write_json
 from ayllu.progress import Progress
 from ayllu.reason.foreign import Continuation, TemplateChat, chat_of
-from ayllu.reason.practice import EXAMS, RESAMPLED
+from ayllu.reason.practice import EXAMS, RESAMPLED, toolbox_for
 from ayllu.reason.thinking import bounded, taught
 from ayllu.reason.transcript import Transcript
 from ayllu.reason.verify import Verifier, check_fits, find_verifier, load_verifier
+from ayllu.tools.sandbox import Sandbox
 
-CODE_VERSION = 4  # raised when the same settings would give another result; 4: other stories are drawn
+CODE_VERSION = 5  # raised when the same settings would give another result; 5: TruthfulQA's options are mixed
 KIND = "ayllu eval"
 MAX_SAMPLES = 128
 MAX_ROWS = 100_000  # of one task, as in the eval stage of a recipe
@@ -67,7 +68,8 @@ def find_tasks(names: Sequence[str], data: Path | None, settings: ExamSettings) 
     wanted: dict[str, None] = {}
     for name in names:
         if name == "families":
-            wanted |= dict.fromkeys(f for f in EXAMS if RESAMPLED.family not in f or data is not None)
+            given = data is not None and bool(_resampled_files(data))
+            wanted |= dict.fromkeys(f for f in EXAMS if RESAMPLED.family not in f or given)
         elif name in GROUPS:
             wanted |= dict.fromkeys(GROUPS[name])
         elif name in OFFICIAL or name in EXAMS or name.startswith("text:"):
@@ -91,7 +93,9 @@ def _named(name: str, data: Path | None, settings: ExamSettings) -> Named:
     if task is None:
         if RESAMPLED.family not in name:
             return Named(name)
-        return Named(name, files=tuple(sorted((_needed(name, data) / "gsm8k").glob("*train*.jsonl*"))))
+        folder = _needed(name, data)
+        RESAMPLED.read([folder / "gsm8k"])
+        return Named(name, files=_resampled_files(folder))
     folder = Path() if task.layout == "file" else _needed(name, data)
     shown = settings.shots if settings.shots is not None else task.shots
     files = tuple(files_of(task, folder, shots=shown))
@@ -99,6 +103,10 @@ def _named(name: str, data: Path | None, settings: ExamSettings) -> Named:
     if task.form in SHOWN:
         with_shots(task, folder, rows, shown, settings.seed)  # what is wrong with the examples
     return Named(name, task, tuple(rows), files)
+
+
+def _resampled_files(data: Path) -> tuple[Path, ...]:
+    return tuple(sorted((data / "gsm8k").glob("*train*.jsonl*")))
 
 
 def _needed(name: str, data: Path | None) -> Path:
@@ -153,7 +161,7 @@ def evaluate_model(
     """Examine the model in a folder or GGUF file -> all results, as they stand in `out`.
 
     With the folder of a `verifier` its choice among several samples is scored, too.
-    Errors before any work: UsageError, InputNotFoundError, BadFileError, ModelFileMissingError.
+    Errors before any work: UsageError, InputNotFoundError, BadFileError, ModelFileMissingError, RefusedError.
     """
     settings = settings or ExamSettings()
     check_settings(settings)
@@ -178,6 +186,7 @@ def evaluate_model(
     missing = [task for task in named if results.get(task.name, {}).get("fingerprint") != prints[task.name]]
     progress = Progress("eval", quiet=quiet)
     if missing:
+        _check_walls(missing)
         from ayllu.engine.engine import Engine, SamplingParams
 
         with Engine(model, weights=weights, device=device, max_sequences=batch) as engine:
@@ -203,6 +212,15 @@ def evaluate_model(
                 progress.say(line(found))
     asked = {task.name: results[task.name] for task in named}
     return {**made, "results": asked}
+
+
+def _check_walls(tasks: Sequence[Named]) -> None:
+    """RefusedError where programs of the model would have to run on a machine that can't hold them in: now,
+    and not when all of them are written."""
+    if any(task.official is not None and task.official.form == "program" for task in tasks):
+        Sandbox().close()
+    with toolbox_for([task.name for task in tasks if task.official is None]):
+        pass
 
 
 def _verifier_folder(verifier: Path | None, settings: ExamSettings) -> Path | None:
@@ -232,7 +250,7 @@ def _examine(
     task: Named, subject: Subject, data: Path | None, settings: ExamSettings, progress: Progress
 ) -> dict[str, Any]:
     if task.official is None:
-        return examine_family(EXAMS[task.name], subject, data, settings, progress)
+        return examine_family(EXAMS[task.name], subject, settings, progress)
     return examine(task.official, list(task.rows), subject, data or Path(), settings, progress)
 
 

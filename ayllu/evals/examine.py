@@ -20,9 +20,10 @@ from ayllu.evals.programs import judge_programs
 from ayllu.evals.scoring import score_choices, score_said, score_texts, share
 from ayllu.evals.subject import Asked, Examinee, Said, Sampling
 from ayllu.progress import Progress
-from ayllu.reason.practice import RESAMPLED, toolbox_for, toolbox_of
+from ayllu.reason.practice import toolbox_for, toolbox_of
 from ayllu.reason.task import NewTemplates, Problem, Task, distinct_problems
 from ayllu.reason.verify import highest
+from ayllu.reason.vote import canonical
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
 
@@ -174,14 +175,12 @@ _CONVERSED = {  # the protocol with a model that converses
 
 # ---- the project's own families
 def examine_family(
-    task: Task, examinee: Examinee, data: Path | None, settings: ExamSettings, progress: Progress
+    task: Task, examinee: Examinee, settings: ExamSettings, progress: Progress
 ) -> dict[str, Any]:
     """A result of one family: the hardest level of the test split, as the eval stage of a run has it.
 
-    InputNotFoundError for a family that lives on GSM8K's rows when `data` has none.
+    InputNotFoundError for a family that lives on GSM8K's rows when none were read.
     """
-    if RESAMPLED.family in task.family and data is not None:
-        RESAMPLED.read([data / "gsm8k"])
     n = FAMILY_N if settings.n is None else settings.n
     problems = distinct_problems(task, n, (task.levels,), "test", settings.seed)
     wanted = settings.examples(FAMILY_SHOTS, examinee.continues)
@@ -228,7 +227,7 @@ def _family_examples(task: Task, wanted: int, seed: int) -> list[Example]:
 
 def _verdict(task: Task, problem: Problem, text: str | None) -> Judged:
     verdict = task.verify(problem, None if text is None else text.strip())
-    return Judged(verdict.strict, verdict.lenient, text.strip() if text and text.strip() else None)
+    return Judged(verdict.strict, verdict.lenient, canonical(text) if text and text.strip() else None)
 
 
 # ---- both

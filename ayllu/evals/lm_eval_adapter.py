@@ -126,7 +126,7 @@ def generate_until(engine: Engine, asked: Sequence[tuple[str, dict[str, Any]]]) 
     done = engine.generate(prompts, params) if prompts else []
     found = []
     for one, stop in zip(done, stops, strict=True):
-        text = tokenizer.decode(one.token_ids)
+        text = tokenizer.decode(one.token_ids, continues=True)
         ends = [at for each in stop if each and (at := text.find(each)) >= 0]
         found.append(text[: min(ends)] if ends else text)
     return found

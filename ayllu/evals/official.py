@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ayllu.errors import BadFileError, NotUtf8Error, UsageError
+from ayllu.errors import BadFileError, InputNotFoundError, NotUtf8Error, UsageError
 from ayllu.evals import answers, sets
 from ayllu.evals.items import Item, Passage, Shots
 from ayllu.evals.rows import find_file, read_rows
@@ -184,9 +184,14 @@ def text_task(path: str) -> Official:
 def files_of(task: Official, data: Path, *, shots: int) -> list[Path]:
     """What is read for a task. InputNotFoundError for what is missing."""
     if task.layout == "file":
-        return [find_file(Path(task.file).parent, Path(task.file).name)]
-    names = [task.file, *([task.examples] if task.examples and shots else [])]
-    return [find_file(data, name) for name in names]
+        if not Path(task.file).is_file():
+            raise InputNotFoundError(f"there is no file {task.file}", fix="name a text file: text:PATH")
+        return [Path(task.file)]
+    found = [find_file(data, task.file)]
+    if task.examples and shots:
+        spared = ", or give --shots 0, which is what a model that converses gets unless told"
+        found.append(find_file(data, task.examples, instead=spared))
+    return found
 
 
 def load(task: Official, data: Path) -> list[Item]:

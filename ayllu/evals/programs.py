@@ -6,7 +6,8 @@ printed behind the tests, and only a run that printed it counts.
 
 Strict: the function goes on where the prompt ended (a model that continues texts), or the answer is code
 and nothing else. Lenient: a block of code is looked for in what was said, and the prompt is put before it
-where it lacks the function's head.
+where it lacks the function's head. What the prompt has above that head (imports, functions to be called)
+stands before either: whoever is asked for the function needn't write it again.
 """
 
 from __future__ import annotations
@@ -30,15 +31,23 @@ def programs_of(item: Program, text: str, continues: bool) -> tuple[str | None, 
     """The strict program (None: not in the asked form) and the lenient one."""
     blocks = _BLOCK.findall(text)
     code = blocks[0] if blocks else text
-    loose = code if _defines(item, code) else f"{item.text.rstrip()}\n{_indented(code)}"
+    whole = _head(item, code) is not None
+    loose = _above(item, code) + code if whole else f"{item.text.rstrip()}\n{_indented(code)}"
     if continues:
-        return item.text + text, loose if blocks or _defines(item, code) else item.text + text
+        return item.text + text, loose if blocks or whole else item.text + text
     alone = _BLOCK.sub("", text).strip() == "" if blocks else True
-    return (code if alone and _defines(item, code) else None), loose
+    return (loose if alone and whole else None), loose
 
 
-def _defines(item: Program, code: str) -> bool:
-    return re.search(rf"^def {re.escape(item.entry)}\s*\(", code, re.MULTILINE) is not None
+def _head(item: Program, code: str) -> re.Match[str] | None:
+    return re.search(rf"^def {re.escape(item.entry)}\s*\(", code, re.MULTILINE)
+
+
+def _above(item: Program, code: str) -> str:
+    """What stands above the function's head in the prompt, unless `code` brings that itself."""
+    head = _head(item, item.text)
+    above = item.text[: head.start()] if head else ""
+    return "" if above.strip() in code or "from __future__" in code else above
 
 
 def _indented(code: str) -> str:

@@ -53,8 +53,8 @@ def read_rows(file: Path) -> Iterator[tuple[int, Any]]:
         raise BadFileError(f"{file} can't be read", why=f"line {line}: {error}"[:200]) from error
 
 
-def find_file(data: Path, name: str) -> Path:
-    """`data`/`name`, as it is or packed (`.xz`). InputNotFoundError says what to do."""
+def find_file(data: Path, name: str, *, instead: str = "") -> Path:
+    """`data`/`name`, as it is or packed (`.xz`). InputNotFoundError says what to do; `instead`: or else."""
     if not data.is_dir():
         raise InputNotFoundError(
             f"there is no folder {data}", fix="name the folder with the test sets as --data FOLDER"
@@ -65,5 +65,6 @@ def find_file(data: Path, name: str) -> Path:
     raise InputNotFoundError(
         f"{data} holds no {name}",
         why="the project ships no test sets",
-        fix=f"put the file there as {name} or {name}.xz; docs/evaluation.md says where each set comes from",
+        fix=f"put the file there as {name} or {name}.xz (docs/evaluation.md says where each set comes from)"
+        + instead,
     )

@@ -7,7 +7,9 @@ reader turns that into an error that names the file and the line.
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ayllu.evals.items import Choice, Example, Item, Passage, Program, Question, Shots
@@ -132,16 +134,25 @@ def _truthful(row: Any) -> tuple[str, str, list[str], list[str]]:
     return _text(row["Question"]).strip(), best, right or [best], wrong
 
 
+def _mixed(question: str, options: Iterable[str]) -> tuple[str, ...]:
+    """Each option once, in an order that only depends on the texts: with the right ones first a model that
+    likes the letter A would be right."""
+    return tuple(
+        sorted(set(options), key=lambda option: hashlib.blake2b(f"{question}\n{option}".encode()).digest())
+    )
+
+
 def truthfulqa_mc1(place: str, row: Any) -> Choice:
     """The best answer among the incorrect ones."""
     question, best, _, wrong = _truthful(row)
-    return _choice(place, question, f"Q: {question}\nA:", (best, *wrong), 0)
+    options = _mixed(question, (best, *wrong))
+    return _choice(place, question, f"Q: {question}\nA:", options, options.index(best))
 
 
 def truthfulqa_mc2(place: str, row: Any) -> Choice:
     """All correct answers among all incorrect ones."""
     question, best, right, wrong = _truthful(row)
-    options = tuple(dict.fromkeys([best, *right, *wrong]))
+    options = _mixed(question, (best, *right, *wrong))
     made = _choice(place, question, f"Q: {question}\nA:", options, 0)
     gold = tuple(i for i, option in enumerate(options) if option == best or option in right)
     return Choice(made.place, made.question, "", made.pairs, made.options, gold)

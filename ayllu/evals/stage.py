@@ -49,8 +49,11 @@ class EvalSettings:
     max_calls: int = bounded(8, 0, 64, "tool calls of one answer")
 
     def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError for a family that doesn't exist."""
+        """RecipeValueError for a family that doesn't exist, or whose rows aren't named."""
+        from ayllu.reason.practice import check_rows
+
         _tasks(self.families)
+        check_rows(self.families, "eval.families", tables)
 
 
 def evaluate(context: StageContext, settings: EvalSettings, practice: Given | None = None) -> dict[str, Any]:

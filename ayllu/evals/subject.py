@@ -210,7 +210,7 @@ class Subject:
         return found
 
     def _continued(self, ids: list[int], reason: str, stop: tuple[str, ...]) -> Said:
-        text = self.chat.tokenizer.decode(ids)
+        text = self.chat.tokenizer.decode(ids, continues=True)
         ends = [at for each in stop if (at := text.find(each)) >= 0]
         return Said(text[: min(ends)] if ends else text, "stop" if ends else reason, len(ids))
 

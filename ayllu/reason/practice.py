@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.random import Generator
@@ -135,6 +135,17 @@ def check_families(
                 f"{where}: {name} has no worked solutions to imitate",
                 fix="use it in rl, expert, distill or eval",
             )
+
+
+def check_rows(names: Iterable[str], where: str, tables: Mapping[str, Any]) -> None:
+    """RecipeValueError for a family that is made from the user's own rows when `tables` names none: now, and
+    not when all that comes before its stage has been trained."""
+    practice = tables.get("sft")
+    if RESAMPLED.family in names and practice is not None and not practice.gsm8k:
+        raise RecipeValueError(
+            f"{where}: {RESAMPLED.family} needs GSM8K's training problems",
+            fix='name the folder that holds them: gsm8k = ["FOLDER"] in [sft]',
+        )
 
 
 def check_named_once(settings: object, families: Iterable[str], table: str) -> None:

@@ -39,21 +39,30 @@ def answer_problems(
 ) -> list[Answer]:
     """An answer to each problem, in order; `toolbox` is the shared one (practice.toolbox_for).
 
-    `params`: for all, or one for each problem; no answer may become longer than its room in the context.
+    `params`: for all, or one for each problem; no answer may become longer than its room in the context. A
+    problem that leaves none has an answer without a token, cut off ("length").
     Rollouts to learn from aren't constrained: what is learnt from is the model's own distribution.
     """
     every = params if isinstance(params, Sequence) else [params] * len(problems)
     prompts = [chat.start(problem.prompt, system=system, tools=problem.tools) for problem in problems]
-    return answer_batch(
+    rooms = [engine.context_length - len(prompt.ids()) for prompt in prompts]
+    asked = [i for i, room in enumerate(rooms) if room > 0]
+    answers = [Answer(prompt, "length") for prompt in prompts]
+
+    def done(index: int, answer: Answer) -> None:
+        if on_answer is not None:
+            on_answer(asked[index], answer)
+
+    given = answer_batch(
         engine,
         chat,
-        prompts,
-        [toolbox_of(problem, toolbox) for problem in problems],
-        [
-            fitting(each, engine.context_length - len(prompt.ids()))
-            for each, prompt in zip(every, prompts, strict=True)
-        ],
+        [prompts[i] for i in asked],
+        [toolbox_of(problems[i], toolbox) for i in asked],
+        [fitting(every[i], rooms[i]) for i in asked],
         max_calls=max_calls,
         constrain=constrain,
-        on_answer=on_answer,
+        on_answer=done,
     )
+    for i, answer in zip(asked, given, strict=True):
+        answers[i] = answer
+    return answers

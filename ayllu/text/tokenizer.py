@@ -99,9 +99,10 @@ class Tokenizer:
             return ids
         return [i for sign in text for i in self._encode(sign) if i not in self._control_ids]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; control tokens are left out, incomplete characters become U+FFFD."""
-        stream = StreamDecoder(self)
+    def decode(self, ids: Iterable[int], *, continues: bool = False) -> str:
+        """Text of `ids`; control tokens are left out, incomplete characters become U+FFFD. `continues`:
+        they go on with a text, so that a first space belongs to them."""
+        stream = StreamDecoder(self, continues=continues)
         return "".join([*map(stream.push, ids), stream.flush()])
 
     def piece_bytes(self, token_id: int) -> bytes:

@@ -34,7 +34,15 @@ from ayllu.files import make_folder, read_json, write_json
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
-from ayllu.reason.practice import TASKS, check_shares, draw_problems, problem_shares, read_rows, toolbox_for
+from ayllu.reason.practice import (
+    TASKS,
+    check_rows,
+    check_shares,
+    draw_problems,
+    problem_shares,
+    read_rows,
+    toolbox_for,
+)
 from ayllu.reason.rollout import answer_problems
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, further
@@ -44,7 +52,7 @@ from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
 from ayllu.train.precision import compute_type
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import SftSettings, pack_rows, pack_whole, save_into, sft, trainable
+from ayllu.train.sft import SftSettings, check_room, pack_rows, pack_whole, save_into, sft, trainable
 from ayllu.train.step import Batch
 
 MEASURED = ("n", "correct", "low", "high", "mean_tokens", "truncated")
@@ -69,15 +77,12 @@ class DistillSettings:
     families: dict[str, float] = further("shares of problems by family; empty: those of SFT but dialogue")
 
     def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError for a family that doesn't exist, or sizes that don't fit together."""
+        """RecipeValueError for a family that doesn't exist or whose rows aren't named, or for sizes that
+        don't fit together."""
         check_shares(self.families, "distill")
         self.shape(64)
-        if self.max_tokens >= self.length:
-            raise RecipeValueError(
-                f"distill.max_tokens = {self.max_tokens} leaves no room for the question in rows of "
-                f"{self.length} tokens",
-                fix="raise distill.length: answers that don't fit with their question teach nothing",
-            )
+        check_rows((name for name, share in self.families.items() if share), "distill.families", tables)
+        check_room(self.max_tokens, "distill", tables)
 
     def shape(self, context: int) -> ModelSettings:
         """The student's shape. RecipeValueError, naming the table, where sizes don't divide."""
@@ -110,7 +115,7 @@ def student_rows(
     problems = draw_problems(rng, shares, settings.answers)
     params = SamplingParams(max_tokens=settings.max_tokens, temperature=1.0, seed=int(rng.integers(2**62)))
     answers = answer_problems(engine, chat, problems, toolbox, params)
-    return pack_whole([answer.transcript for answer in answers], settings.length)
+    return pack_whole([answer.transcript for answer in answers if answer.tokens], settings.length)
 
 
 def backward_kl(

@@ -24,7 +24,7 @@ from ayllu.errors import BadFileError, TrainingStoppedError
 from ayllu.files import make_folder, read_json, write_json
 from ayllu.model.weights import load_model
 from ayllu.reason.loop import Answer
-from ayllu.reason.practice import TASKS, check_shares, draw_problems, problem_shares, toolbox_for
+from ayllu.reason.practice import TASKS, check_rows, check_shares, draw_problems, problem_shares, toolbox_for
 from ayllu.reason.rollout import answer_problems
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript
@@ -63,6 +63,7 @@ class ExpertSettings:
     def check(self, tables: Mapping[str, Any]) -> None:
         """RecipeValueError for a family that doesn't exist, or when all shares are 0."""
         check_shares(self.families, "expert")
+        check_rows((n for n, share in self.families.items() if share), "expert.families", tables)
 
 
 def expert(context: StageContext, settings: ExpertSettings, practice: SftSettings) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.reason.curriculum import Curriculum, informative
 from ayllu.reason.loop import Answer
-from ayllu.reason.practice import TASKS, check_families, check_named_once, toolbox_for
+from ayllu.reason.practice import TASKS, check_families, check_named_once, check_rows, toolbox_for
 from ayllu.reason.rollout import answer_problems
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Transcript
@@ -50,10 +50,19 @@ from ayllu.train.policy import (
 from ayllu.train.precision import compute_type
 from ayllu.train.preflight import nothing_to_learn, preflight
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import Practice, SftSettings, pack_rows, pack_whole, read_given, save_into, trainable
+from ayllu.train.sft import (
+    Practice,
+    SftSettings,
+    check_room,
+    pack_rows,
+    pack_whole,
+    read_given,
+    save_into,
+    trainable,
+)
 from ayllu.train.step import Batch, StepResult, backward, train_step
 
-CODE_VERSION = 5  # 5: a group without a right answer is never learnt from
+CODE_VERSION = 6  # 6: ratios of later updates are to the trainer's own probabilities
 _VERIFIABLE = ("arithmetic", "calculator", "countdown3")
 _TYPICAL_TOKENS = 50  # the constant that token sums are divided by, times the answers of a batch
 _PATIENCE = 10  # steps without any informative group (or with collapsed entropy) before giving up
@@ -94,21 +103,16 @@ class RlSettings:
     preflight: int = bounded(0, 0, 10_000, "problems of a family tried before the first update; 0: none")
 
     def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError for a family that doesn't exist or has a setting of its own, without any share,
-        for an anchor without any, or for answers that fill the context."""
+        """RecipeValueError for a family that doesn't exist, has a setting of its own or lacks its rows,
+        without any share, for an anchor without any, or for answers that fill the context."""
         check_families(self.families, "rl.families")
         check_named_once(self, self.families, "rl")
-        self.shares()
-        model = tables.get("model")
-        if model and self.max_tokens >= model.context:
-            raise RecipeValueError(
-                f"rl.max_tokens = {self.max_tokens} leaves no room for a question in {model.context} tokens",
-                fix="lower it, or raise model.context",
-            )
+        check_rows((name for name, share in self.shares().items() if share), "rl.families", tables)
+        check_room(self.max_tokens, "rl", tables)
         check_families(self.anchor_without, "rl.anchor_without")
         if self.temperature != 1.0 and self.updates > 1:
             raise RecipeValueError(
-                "rl.updates above 1 needs temperature = 1", why="the engine's probabilities are those at 1"
+                "rl.updates above 1 needs temperature = 1", why="ratios are those of probabilities at 1"
             )
         practised = {family for family, share in tables["sft"].shares().items() if share}
         if self.anchor and practised <= set(self.anchor_without):
@@ -152,7 +156,7 @@ def reward(problem: Problem, transcript: Transcript, answer: Answer, chat: Chat)
 
 
 def advantages(groups: list[Group], deviation: str = "batch") -> list[list[float]]:
-    """Reward minus the group's mean, over the deviation of all rewards in the batch (or as told)."""
+    """Reward minus the group's mean, over the deviation of all these differences (or as told)."""
     return scaled_advantages([g.rewards for g in groups], deviation)
 
 
@@ -223,7 +227,8 @@ def pack_answers(
     groups: list[Group], values: list[list[float]], settings: RlSettings, device: str
 ) -> tuple[list[Batch], Tokens]:
     """Packed rows of all answers with weight 1 on what was sampled, and these tokens one after another
-    with their advantages (`values`). New and old log-probabilities are those that the engine reported.
+    with their advantages (`values`). New and old log-probabilities are those that the engine reported, so
+    that every ratio is 1.
 
     The scale has the number of answers times a fixed length, so that a token's weight depends neither on
     its answer's length nor on how many tokens the batch happens to have.
@@ -279,7 +284,7 @@ class Updates:
     """The updates of one step: the informative groups in `updates` parts, each with an SFT batch.
 
     From the second part on the weights have moved, and ratios are those of the new log-probabilities to
-    the engine's."""
+    those before the first."""
 
     def __init__(
         self, model: Decoder, optimizer: Optimizer, anchor: Practice, settings: RlSettings, device: str
@@ -296,17 +301,26 @@ class Updates:
             return self._update(batches, number, scale)
         loss = POLICY_LOSSES[settings.loss]
         values = advantages(useful, loss.deviation) if useful else []
+        mine = [slice(part, None, settings.updates) for part in range(settings.updates)]
+        parts = [pack_answers(useful[m], values[m], settings, self.device) for m in mine if useful[m]]
+        # Before anything moves, and not the engine's: its weights are rounded to eight bits, and the bounds
+        # of GSPO are ratios of 3e-4.
+        olds = [self._log_probabilities(batches) for batches, _ in parts[1:]]
         for part in range(settings.updates):
-            mine = slice(part, None, settings.updates)
-            batches = []
-            if useful[mine]:
-                batches, tokens = pack_answers(useful[mine], values[mine], settings, self.device)
+            batches = list[Batch]()
+            if part < len(parts):
+                batches, tokens = parts[part]
                 if part:
-                    new = [log_probabilities(self.model, b, self.dtype)[b.weights_BT != 0] for b in batches]
-                    tokens = replace(tokens, new_N=torch.cat(new).double().cpu())
+                    new_N = self._log_probabilities(batches)
+                    tokens = replace(tokens, new_N=new_N, old_N=olds[part - 1])
                 batches = weighted(batches, token_weights(loss, tokens, settings.clip()))
             found += self._update(batches, number * settings.updates + part, scale)
         return found
+
+    def _log_probabilities(self, batches: list[Batch]) -> torch.Tensor:
+        """Of the sampled tokens, one after another, under the weights as they are."""
+        found = [log_probabilities(self.model, b, self.dtype)[b.weights_BT != 0] for b in batches]
+        return torch.cat(found).double().cpu()
 
     def seconds(self, useful: list[Group]) -> float:
         """How long forward and backward of these groups take; the weights stay as they are."""
@@ -319,6 +333,7 @@ class Updates:
         return time.monotonic() - began
 
     def _update(self, batches: list[Batch], number: int, scale: float) -> list[StepResult]:
+        batches = [batch for batch in batches if batch.weights_BT.any()]  # clipped, the whole batch may be 0
         policy = len(batches)
         if self.settings.anchor:
             batch = self.anchor.batch(number, self.device)

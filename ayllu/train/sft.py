@@ -21,7 +21,7 @@ from ayllu.files import make_folder
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model, save_model
 from ayllu.progress import Progress
-from ayllu.reason.practice import BASIC, RESAMPLED, check_families, check_named_once, draw, read_rows
+from ayllu.reason.practice import BASIC, check_families, check_named_once, check_rows, draw, read_rows
 from ayllu.reason.thinking import mark_taught
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, free, further
@@ -60,11 +60,7 @@ class SftSettings:
         where a family's rows aren't named."""
         check_families(self.families, "sft.families", worked=True)
         check_named_once(self, self.families, "sft")
-        if self.shares().get(RESAMPLED.family) and not self.gsm8k:
-            raise RecipeValueError(
-                f"sft.families: {RESAMPLED.family} needs GSM8K's training problems",
-                fix='name the folder that holds them: gsm8k = ["FOLDER"] in [sft]',
-            )
+        check_rows((name for name, share in self.shares().items() if share), "sft.families", {"sft": self})
 
     def shares(self) -> dict[str, float]:
         """Family -> share. RecipeValueError when all are zero."""
@@ -104,6 +100,16 @@ def sft(context: StageContext, settings: SftSettings) -> dict[str, Any]:
         f"{settings.steps * settings.rows * settings.length:,} tokens of worked conversations"
     )
     return {"steps": settings.steps, "tokens": settings.steps * settings.rows * settings.length}
+
+
+def check_room(max_tokens: int, table: str, tables: Mapping[str, Any]) -> None:
+    """RecipeValueError when answers of the recipe's `table` would fill the model's whole context."""
+    model = tables.get("model")
+    if model and max_tokens >= model.context:
+        raise RecipeValueError(
+            f"{table}.max_tokens = {max_tokens} leaves no room for a question in {model.context} tokens",
+            fix="lower it, or raise model.context",
+        )
 
 
 def read_given(context: StageContext, settings: SftSettings) -> None:

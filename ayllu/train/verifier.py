@@ -28,7 +28,7 @@ from ayllu.files import make_folder, read_json, write_json
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.reason.loop import Answer
-from ayllu.reason.practice import check_shares, draw_problems, problem_shares, toolbox_for
+from ayllu.reason.practice import check_rows, check_shares, draw_problems, problem_shares, toolbox_for
 from ayllu.reason.rollout import answer_problems
 from ayllu.reason.task import Problem
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript
@@ -68,6 +68,7 @@ class VerifierSettings:
     def check(self, tables: Mapping[str, Any]) -> None:
         """RecipeValueError for a family that doesn't exist, or temperatures at which nothing is drawn."""
         check_shares(self.families, "verifier")
+        check_rows((n for n, share in self.families.items() if share), "verifier.families", tables)
         if not self.temperatures or not all(0.05 <= t <= 5 for t in self.temperatures):
             raise RecipeValueError(
                 f"verifier.temperatures = {list(self.temperatures)} is not possible",

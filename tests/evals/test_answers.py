@@ -9,7 +9,7 @@ from ayllu.evals.answers import (
     judge_number,
     judge_number_de,
     judge_words,
-    last_number,
+    last_readings,
     number,
     plain_words,
 )
@@ -31,13 +31,13 @@ def test_numbers_in_their_plainest_spelling(text, wanted):
 @given(st.integers(-(10**30), 10**30))
 def test_whole_numbers_stay_what_they_are(value):
     assert number(f"{value}") == number(f"{value:,}") == str(value)
-    assert last_number(f"It was 7 and is {value:,}.") == str(value)
-    assert last_number(f"Es sind {f'{value:,}'.replace(',', '.')} Stück.", comma=True) == str(value)
+    assert last_readings(f"It was 7 and is {value:,}.") == (str(value),)
+    assert last_readings(f"Es sind {f'{value:,}'.replace(',', '.')} Stück.", comma=True)[0] == str(value)
 
 
 def test_the_last_number_keeps_its_sign():
-    assert last_number("It is −5.") == last_number("It is -5.") == "-5"
-    assert last_number("12−5") == last_number("12-5") == "5"
+    assert last_readings("It is −5.") == last_readings("It is -5.") == ("-5",)
+    assert last_readings("12−5") == last_readings("12-5") == ("5",)
 
 
 @given(st.text(max_size=60))
@@ -76,6 +76,15 @@ def test_a_german_number():
     assert not judge_number(["80000"], "Es sind 80.000 Euro.", False).lenient
 
 
+def test_a_german_question_may_be_answered_as_the_english_examples_are():
+    for said in ("#### 2,125", "#### 2.125", "#### 2125"):
+        judged = judge_number_de(["2125"], said, True)
+        assert judged.strict and judged.value == "2125", said
+    assert judge_number_de(["2.125"], "#### 2,125", True).strict
+    assert judge_number_de(["3.5"], "#### 3,5", True).value == "3.5"
+    assert not judge_number_de(["2125"], "#### 2,126", True).lenient
+
+
 @pytest.mark.parametrize(
     ("said", "continues", "strict", "lenient"),
     [
@@ -112,6 +121,10 @@ def test_overlap_of_words():
         ("No", "so the answer is no", True, True, True),
         ("} ] >", "So the answer is } ] >.", True, True, True),
         ("apple pear", "So the answer is apple  pear.", True, True, True),
+        ("5", "That makes -5", True, False, False),
+        ("5", "That makes 2.5", True, False, False),
+        ("-5", "That makes -5", True, False, True),
+        ("5", "That makes 5", True, False, True),
     ],
 )
 def test_a_closing_answer(wanted, said, continues, strict, lenient):

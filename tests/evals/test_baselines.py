@@ -2,11 +2,12 @@
 
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from invented import write
-from stand_ins import by_lot, oracle, wrong
+from stand_ins import StandIn, by_lot, oracle, wrong
 
 from ayllu.errors import RefusedError
 from ayllu.evals.examine import ExamSettings, examine, examine_family
@@ -80,6 +81,17 @@ def test_by_lot_gets_what_chance_gives(data, name, rule):
     assert found["low"] < found["chance"] < found["high"], found["score"]
 
 
+@pytest.mark.parametrize("name", ["truthfulqa_mc1", "truthfulqa_mc2"])
+def test_who_always_says_a_gets_what_chance_gives(name):
+    """These sets give their right answers first; as letters that would be an A for every row."""
+    table = {"Correct Answers": "Moss; Lichen", "Best Answer": "Moss", "Incorrect Answers": "Gold; Tin; Sand"}
+    read = OFFICIAL[name].read
+    rows = [read(f"made:{i}", table | {"Question": f"What grows on stone {i}?"}) for i in range(400)]
+    first = StandIn(lambda item: [-0.001, *[-500.0] * (len(item.pairs) - 1)], str, continues=False)
+    found = examine(OFFICIAL[name], rows, first, Path(), ExamSettings(), QUIET)
+    assert found["low"] < found["chance"] < found["high"] < 0.6, found["score"]
+
+
 @pytest.mark.parametrize("name", WORDS)
 def test_in_words_a_lot_is_next_to_nothing(data, name):
     assert run(name, data, lambda rows, continues: by_lot(5))["score"] == 0
@@ -102,9 +114,9 @@ def test_families_of_our_own(name):
     said = {p.key: task.trace(p, rng)[-1].text for p in problems}
     knows = [key for key, text in said.items() if text != "no"]  # a bounded search gives up at times
     for continues in (True, False):
-        best = examine_family(task, oracle(said, continues=continues), None, settings, QUIET)
+        best = examine_family(task, oracle(said, continues=continues), settings, QUIET)
         assert best["n"] == len(problems) and best["correct"] == best["lenient"]["correct"] >= len(knows)
-        worst = examine_family(task, wrong(continues=continues), None, settings, QUIET)
+        worst = examine_family(task, wrong(continues=continues), settings, QUIET)
         assert worst["correct"] == worst["lenient"]["correct"] == 0
 
 

@@ -1,5 +1,6 @@
 """The guard finds a test problem in practice, also with other numbers, and names it; what is clean passes."""
 
+import contextlib
 import json
 
 import pytest
@@ -66,6 +67,33 @@ def test_folders_without_tests_and_damaged_files_are_named(tmp_path):
     (tmp_path / "test.jsonl").write_text("{broken")
     with pytest.raises(BadFileError, match=r"test\.jsonl"):
         refuse_overlap([], [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("train.jsonl", True), ("gsm8k_train.jsonl", True), ("trainset-2.jsonl", True),
+        ("training.jsonl", True),
+        ("restraint.jsonl", False), ("constrained_test.jsonl", False), ("trains.jsonl", False),
+    ],
+)  # fmt: skip
+def test_only_the_word_train_leaves_a_file_out(official, name, left_out):
+    (official / name).write_text(
+        json.dumps({"question": "Seven brown otters swim past Lia's boat on Sunday."})
+    )
+    practised = [("stories", "Seven brown otters swim past Lia's boat on Sunday.")]
+    with contextlib.nullcontext() if left_out else pytest.raises(ContaminationError):
+        refuse_overlap(practised, [official])
+
+
+@pytest.mark.parametrize("name", ["test.parquet", "test.jsonl.gz", "sets.zip", "deep/test.arrow"])
+def test_data_that_is_not_read_is_not_taken_for_compared(official, name):
+    (official / name).parent.mkdir(exist_ok=True)
+    (official / name).write_bytes(b"\x00")
+    with pytest.raises(BadFileError, match="can't be compared"):
+        refuse_overlap([], [official])
+    (official / name).rename(official / "train.parquet")
+    assert refuse_overlap([], [official])
 
 
 def test_skeletons_forget_numbers_only():

@@ -9,20 +9,27 @@ import torch
 from invented import write
 
 from ayllu import cli
-from ayllu.errors import BadFileError, InputNotFoundError, ModelFileMissingError, UsageError
+from ayllu.errors import (
+    BadFileError,
+    InputNotFoundError,
+    ModelFileMissingError,
+    RefusedError,
+    UsageError,
+)
 from ayllu.evals import evaluation
 from ayllu.evals.answers import NOTHING, Judged
 from ayllu.evals.evaluation import evaluate_model, find_tasks, hash_model, task_names
 from ayllu.evals.examine import ExamSettings, choices_by_score
 from ayllu.evals.official import OFFICIAL
 from ayllu.evals.page import page
-from ayllu.evals.subject import Said
+from ayllu.evals.subject import Said, Subject
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model, save_model
+from ayllu.reason.foreign import Continuation
 from ayllu.reason.practice import EXAMS, RESAMPLED
 from ayllu.reason.verify import Verifier, save_head
-from ayllu.text.tokenizer import train_tokenizer
+from ayllu.text.tokenizer import Tokenizer, train_tokenizer
 
 STORIES = Path(__file__).parents[1] / "fixtures" / "stories260K"
 FEW = ExamSettings(n=2, max_tokens=6, shots=0)
@@ -275,6 +282,33 @@ def test_data_that_is_not_there():
         evaluate_model(STORIES, [RESAMPLED.family], quiet=True)
 
 
+def test_files_that_are_not_there_say_what_to_do(data, tmp_path):
+    with pytest.raises(InputNotFoundError, match=r"no file .*typo\.txt") as error:
+        find_tasks([f"text:{tmp_path}/typo.txt"], None, FEW)
+    assert "text:PATH" in error.value.fix
+    shutil.copytree(data, tmp_path / "sets")
+    (tmp_path / "sets/gsm8k/train.jsonl.xz").unlink()
+    with pytest.raises(InputNotFoundError, match=r"no gsm8k/train\.jsonl") as error:
+        find_tasks(["gsm8k"], tmp_path / "sets", ExamSettings())
+    assert "--shots 0" in error.value.fix
+    assert find_tasks(["gsm8k"], tmp_path / "sets", ExamSettings(shots=0))
+    with pytest.raises(InputNotFoundError, match=r"no train\*\.jsonl"):
+        find_tasks([RESAMPLED.family], tmp_path / "sets", FEW)
+    families = {task.name for task in find_tasks(["families"], tmp_path / "sets", FEW)}
+    assert RESAMPLED.family not in families and families
+
+
+@pytest.mark.parametrize("task", ["humaneval", "programs"])
+def test_a_machine_without_walls_is_found_before_anything_is_written(task, data, monkeypatch):
+    def refuse():
+        raise RefusedError("no walls here")
+
+    monkeypatch.setattr("ayllu.tools.sandbox._refuse_elsewhere", refuse)
+    monkeypatch.setattr("ayllu.engine.engine.Engine.__init__", lambda *_, **__: pytest.fail("was loaded"))
+    with pytest.raises(RefusedError, match="no walls here"):
+        evaluate_model(STORIES, ["boolq", task], data=data, settings=FEW, quiet=True)
+
+
 def test_examples_that_are_not_there_are_missed_before_the_model_is_loaded(data, tmp_path):
     for name in ("gsm8k", "mmlu", "nq_open"):
         with pytest.raises(UsageError, match="--shots 99"):
@@ -310,3 +344,12 @@ def test_the_verb(data, tmp_path, capsys):
     assert call(*words[:3], "bolq") == 2
     assert "did you mean boolq?" in capsys.readouterr().err
     assert call("eval", str(STORIES), "--tasks", "boolq", "--data", str(tmp_path / "no")) == 4
+
+
+def test_what_goes_on_with_a_text_keeps_its_first_space():
+    """A function's body is nothing without it, and a SentencePiece text alone would lose it."""
+    tokenizer = Tokenizer.load(STORIES)
+    before, ids = tokenizer.encode("def f():"), tokenizer.encode("def f(): go on")
+    assert ids[: len(before)] == before
+    said = Subject(None, Continuation(tokenizer))._continued(ids[len(before) :], "length", ())
+    assert said.text == " go on"

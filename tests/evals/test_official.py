@@ -44,8 +44,10 @@ def test_a_row_as_a_text_and_as_a_turn(data):
     assert [way for _, way in row.pairs] == [" A", " B", " C", " D"]
     assert row.pairs[0][0].endswith("\nD. thing 3\nAnswer:") and row.group == "fence_building"
     row = first("truthfulqa_mc2", data)
-    assert row.options == ("Moss, kind 0", "Moss grows", "Gold", "Silver 0", "Tin") and row.gold == (0, 1)
-    assert first("truthfulqa_mc1", data).options == ("Moss, kind 0", "Gold", "Silver 0", "Tin")
+    assert {row.options[i] for i in row.gold} == {"Moss, kind 0", "Moss grows"} and len(row.options) == 5
+    row = first("truthfulqa_mc1", data)
+    assert sorted(row.options) == ["Gold", "Moss, kind 0", "Silver 0", "Tin"]
+    assert [row.options[i] for i in row.gold] == ["Moss, kind 0"]
     row = first("xquad_de", data)
     assert row.text == "Barns hold Gänse, as many as they are.\n\nQ: How many Gänse are in barn 0?\n\nA:"
     assert load(OFFICIAL["mbpp"], data)[1].entry == "add_1"

@@ -1,5 +1,7 @@
 """The scorer: an oracle gets everything, chance gets nothing, the counts are what happened."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from oracle import ignorant, oracle
@@ -7,6 +9,7 @@ from scripted_engine import Params, ScriptedEngine
 
 from ayllu.evals.metrics import wilson
 from ayllu.evals.runner import SAMPLES, evaluate
+from ayllu.reason.rollout import answer_problems
 from ayllu.reason.task import distinct_problems, split_of
 from ayllu.reason.tasks.arithmetic import Arithmetic
 from ayllu.reason.tasks.calculator import Calculator
@@ -125,3 +128,25 @@ def test_progress_counts_up():
     seen = []
     run(Dialogue(), ignorant(CHAT, 1), on_answer=seen.append)
     assert seen == list(range(1, N + 1))
+
+
+def test_a_prompt_that_fills_the_context_is_an_answer_cut_off():
+    """It counts as wrong and the others are asked; where the engine refuses it, everything would end."""
+    task = Arithmetic()
+    problems = [task.problem(np.random.default_rng(0), 1, "test") for _ in range(3)]
+    problems[1] = replace(problems[1], prompt=problems[1].prompt + " please" * 60)
+    longest = max(len(CHAT.start(p.prompt, tools=p.tools).ids()) for p in (problems[0], problems[2]))
+    engine = ScriptedEngine(lambda _: list(CHAT.span(Kind.SAY, "7").ids), context_length=longest + 40)
+    seen = []
+    answers = answer_problems(
+        engine, CHAT, problems, BOX, Params(), on_answer=lambda index, answer: seen.append(index)
+    )
+    assert [a.finish_reason for a in answers] == ["stop", "length", "stop"]
+    assert answers[1].tokens == 0 and sorted(seen) == [0, 2]
+    assert [a.transcript.ids()[: len(p)] for a, p in zip(answers, prompts(problems), strict=True)] == prompts(
+        problems
+    )
+
+
+def prompts(problems):
+    return [CHAT.start(p.prompt, tools=p.tools).ids() for p in problems]

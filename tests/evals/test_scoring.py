@@ -1,6 +1,7 @@
 """Scores: rules of choice, votes, several samples, bits per byte, against sums done by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -110,6 +111,18 @@ def test_the_strict_program_goes_on_where_the_prompt_ended():
     whole = "def add(x):\n    return x + 1\n"
     strict, lenient = programs_of(FUNCTION, f"Here:\n```python\n{whole}```\nDone.", True)
     assert lenient.strip() == whole.strip() != strict
+
+
+def test_what_stands_above_the_head_need_not_be_written_again():
+    above = "from typing import List\n\n\n"
+    item = replace(FUNCTION, text=above + FUNCTION.text)
+    whole = "def add(x: List[int]):\n    return x[0] + 1"
+    assert programs_of(item, whole, False) == (above + whole, above + whole)
+    assert programs_of(item, above + whole, False) == (above + whole, above + whole)
+    future = "from __future__ import annotations\n" + whole
+    assert programs_of(item, future, False) == (future, future)  # nothing may stand before that line
+    _, lenient = programs_of(item, f"```python\n{whole}\n```", True)
+    assert lenient == above + whole
 
 
 def test_of_a_conversation_code_and_nothing_else_is_strict():

@@ -139,7 +139,8 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(RecipeValueError, match=r"distill\.width = 80"):
         DistillSettings(width=80).check({})
     with pytest.raises(RecipeValueError, match=r"distill\.max_tokens = 300"):
-        DistillSettings(max_tokens=300).check({})
+        DistillSettings(max_tokens=300).check({"model": ModelSettings(context=300)})
+    DistillSettings(max_tokens=300, length=64).check({"model": ModelSettings(context=512)})  # rows grow
     with pytest.raises(RecipeValueError, match="distill: every share is 0"):
         DistillSettings(families={"arithmetic": 0.0}).check({})
 

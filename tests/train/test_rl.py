@@ -12,41 +12,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rl_cases import BOX, CHAT, PROBLEM, SETTINGS, BrokenOffError, answered, context, group, weights
 
 from ayllu.errors import RecipeValueError, TrainingStoppedError
-from ayllu.model.config import ModelSettings
-from ayllu.model.decoder import Decoder
-from ayllu.model.weights import load_model
-from ayllu.progress import Progress
 from ayllu.reason.curriculum import Curriculum
 from ayllu.reason.loop import Answer
-from ayllu.reason.practice import TASKS, practice_texts
+from ayllu.reason.practice import TASKS
 from ayllu.reason.task import Problem
-from ayllu.reason.transcript import Chat, Kind
+from ayllu.reason.transcript import Chat
 from ayllu.recipe import compose
-from ayllu.stage import StageContext
-from ayllu.text.tokenizer import train_tokenizer
-from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
-from ayllu.train import preflight
 from ayllu.train import rl as module
 from ayllu.train.rl import Group, RlSettings, Rollouts, advantages, policy_batches, reward
-from ayllu.train.sft import SftSettings, save_into
-
-TOKENIZER = train_tokenizer(practice_texts(0), 400)
-CHAT = Chat(TOKENIZER)
-BOX = Toolbox([CALCULATOR])
-TASK = TASKS["arithmetic"]
-PROBLEM = TASK.problem(np.random.default_rng(0), 1, "train")
-
-
-def answered(text: str, reason: str = "stop", problem: Problem = PROBLEM) -> Answer:
-    transcript = CHAT.add(CHAT.start(problem.prompt), Kind.SAY, text, sampled=True)
-    return Answer(transcript, reason, tokens=len(transcript.spans[-1].ids))
-
-
-def group(*rewards: float) -> Group:
-    return Group(PROBLEM, [answered(str(n) * (n + 1)) for n in range(len(rewards))], list(rewards))
+from ayllu.train.sft import SftSettings
 
 
 # ---- rewards and advantages
@@ -161,51 +139,6 @@ def test_the_shares_decide_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 # ---- the stage
-SETTINGS = RlSettings(
-    steps=5,
-    groups=2,
-    size=4,
-    rounds=1,
-    max_tokens=12,
-    anchor_rows=1,
-    length=128,
-    arithmetic=1.0,
-    countdown3=0.0,
-)
-
-
-class BrokenOffError(Exception):
-    pass
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A random SFT model and its tokenizer."""
-    folder = tmp_path_factory.mktemp("sft")
-    model = Decoder(ModelSettings(width=32, layers=1, head_dim=16, context=160).config(400)).initialise(0)
-    save_into(context(folder, {}), model, TOKENIZER)
-    TOKENIZER.save(folder)
-    return {"tokenizer": folder, "sft": folder}
-
-
-def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
-    folder.mkdir(exist_ok=True)
-    return StageContext(
-        folder, inputs, 3, 1, "cpu", Progress("rl", quiet=True), folder / "metrics.jsonl", folder
-    )
-
-
-@pytest.fixture
-def luck(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reward that an untrained model gets now and then: for ids that add up to an odd number."""
-    monkeypatch.setattr(module, "reward", lambda problem, t, answer, chat: float(sum(t.ids()) % 2))
-    monkeypatch.setattr("ayllu.train.loop.CHECKPOINT_SECONDS", 0.0)
-
-
-def weights(folder: Path) -> list[torch.Tensor]:
-    return list(load_model(folder / "model").parameters())
-
-
 @pytest.mark.usefixtures("luck")
 @pytest.mark.parametrize("death", [1, 3])
 def test_a_broken_stage_goes_on_identically(
@@ -278,82 +211,6 @@ def test_answers_are_sampled_and_learnt_at_the_temperature_of_the_recipe(
         compose({"name": "a", "rl": {"temperature": 0.5, "updates": 2}})
 
 
-# ---- several updates, and other losses
-def with_logprobs(*rewards: float) -> Group:
-    """As `group`, with log-probabilities as an engine reports them."""
-    made = group(*rewards)
-    rng = np.random.default_rng(0)
-    answers = [
-        replace(a, logprobs=tuple((-rng.random(sum(a.transcript.sampled()))).tolist())) for a in made.answers
-    ]
-    return Group(made.problem, answers, made.rewards)
-
-
-def test_packed_tokens_stand_in_the_order_of_the_weights() -> None:
-    """What an answer's tokens are given arrives at that answer's places in the rows."""
-    settings = RlSettings(groups=2, size=4, length=64)
-    groups = [with_logprobs(1, 0, 0, 0), with_logprobs(0, 0, 1, 1)]
-    distinct = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]
-    batches, tokens = module.pack_answers(groups, distinct, settings, "cpu")
-    batches = module.weighted(batches, tokens.advantage_N)
-    by_length = {}
-    for g, values in zip(groups, distinct, strict=True):
-        for answer, value in zip(g.answers, values, strict=True):
-            by_length.setdefault(value, tuple(answer.transcript.ids()[1:]))
-    seen = {}
-    for batch in batches:
-        for row in range(len(batch.tokens_BT)):
-            for document in range(1, int(batch.document_BT[row].max()) + 1):
-                here = batch.document_BT[row] == document
-                (value,) = set(batch.weights_BT[row][here].tolist()) - {0.0}
-                seen[value] = tuple(batch.targets_BT[row][here].tolist())
-    assert seen == by_length
-    wanted = [p for g in groups for a in g.answers for p in a.logprobs]
-    assert sorted(tokens.old_N.tolist()) == sorted(wanted)
-
-
-def test_off_policy_ratios_compare_with_what_the_engine_reported(inputs: dict[str, Path]) -> None:
-    """The trainer's log-probabilities of sampled tokens are the engine's, up to the rounding of bfloat16."""
-    model = load_model(inputs["sft"] / "model")
-    engine = module.Engine(model, weights="float32", tokenizer=TOKENIZER)
-    settings = replace(SETTINGS, updates=2)
-    groups = Rollouts(engine, CHAT, settings, 1, BOX).answer([PROBLEM], 4, seed=5)
-    batches, tokens = module.pack_answers(groups, [[1.0, 0.0, 0.0, 0.0]], settings, "cpu")
-    new = [module.log_probabilities(model, b, torch.float32)[b.weights_BT != 0] for b in batches]
-    assert torch.allclose(torch.cat(new).double(), tokens.old_N, atol=1e-4)
-    engine.close()
-
-
-@pytest.mark.usefixtures("luck")
-@pytest.mark.parametrize("loss", ["cispo", "gspo"])
-def test_several_updates_of_a_batch_resume_identically(
-    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
-) -> None:
-    settings = replace(SETTINGS, steps=3, updates=2, loss=loss, retire=1, invalid_call=0.1, preflight=2)
-    whole, broken = (context(tmp_path / name, inputs) for name in ("whole", "broken"))
-    result = module.rl(whole, settings, SftSettings())
-    sample = Rollouts.sample
-    deaths = [2]
-
-    def mortal(self: Rollouts, step: int, curriculum: Curriculum) -> list[Group]:
-        if deaths and step == deaths[0]:
-            deaths.clear()
-            raise BrokenOffError
-        return sample(self, step, curriculum)
-
-    monkeypatch.setattr(Rollouts, "sample", mortal)
-    with pytest.raises(BrokenOffError):
-        module.rl(broken, settings, SftSettings())
-    module.rl(broken, settings, SftSettings())
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole.folder), weights(broken.folder), strict=True))
-    once = context(tmp_path / "once", inputs)
-    module.rl(once, replace(settings, updates=1), SftSettings())
-    assert any(
-        not torch.equal(a, b) for a, b in zip(weights(whole.folder), weights(once.folder), strict=True)
-    )
-    assert set(result["preflight"]["families"]) == {"arithmetic"}
-
-
 def test_a_call_that_is_not_valid_costs_what_the_recipe_says() -> None:
     right = answered(PROBLEM.answer)
     sloppy = replace(right, calls=2, valid_calls=1)
@@ -385,79 +242,3 @@ def test_a_wrong_answer_costs_what_the_recipe_says_where_no_is_honest() -> None:
     assert right != "no", "a seed whose expert finds it"
     assert (worth(right), worth("no"), worth("1+1"), worth("1+", "length")) == (1.0, 0.0, -0.25, -0.5)
     assert worth("12345", problem=PROBLEM) == 0.0, "arithmetic has no way to give up"
-
-
-# ---- before the first update, and reasons to stop
-def test_a_preflight_counts_by_hand() -> None:
-    flight = preflight.flight([group(1, 0, 0, 0), group(0, 0, 0, 1), group(0, 0, 0, 0)], size=2)
-    assert (flight.problems, flight.pass_1, flight.pass_16) == (
-        3,
-        pytest.approx(2 / 12),
-        pytest.approx(2 / 3),
-    )
-    assert flight.informative == pytest.approx(1 / 3)  # of the first two answers each
-    settings = RlSettings(steps=10, groups=4, size=2, arithmetic=1.0, countdown3=0.0, anchor_rows=2)
-    # 4 / (1/3) groups of 2 answers are sampled; 4 groups of 2 and 2 rows of SFT are learnt from
-    assert preflight.forecast({"arithmetic": flight}, settings, 0.5, 0.25) == pytest.approx(
-        10 * (12 * 2 * 0.5 + (8 + 2) * 0.25)
-    )
-
-
-@pytest.mark.parametrize(
-    ("rewards", "reason", "said"),
-    [
-        ((0, 0), "stop", "more SFT"),
-        ((0, 0), "length", "raise rl.max_tokens"),
-        ((1, 1), "stop", "nothing left to learn"),
-    ],
-)
-def test_what_cannot_work_is_said_in_plain_words(rewards: tuple[int, ...], reason: str, said: str) -> None:
-    made = group(*rewards)
-    made = Group(PROBLEM, [replace(a, finish_reason=reason) for a in made.answers], made.rewards)
-    assert said in str(preflight.nothing_to_learn([made, made]))
-
-
-@pytest.mark.parametrize(("reason", "fix"), [("stop", "between the two"), ("length", "raise rl.max_tokens")])
-def test_some_groups_all_right_and_others_all_wrong_is_said_as_it_is(reason: str, fix: str) -> None:
-    right, wrong = group(1, 1), group(0, 0)
-    wrong = Group(PROBLEM, [replace(a, finish_reason=reason) for a in wrong.answers], wrong.rewards)
-    said = str(preflight.nothing_to_learn([right, right, right, wrong]))
-    assert said.startswith("3 of 4 groups are all right and the others all wrong") and fix in said
-    assert ("100 % of their answers ran out of tokens" in said) == (reason == "length")
-
-
-def test_a_preflight_stops_before_the_first_update_and_flies_once(
-    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "reward", lambda *_: 0.0)
-    here = context(tmp_path / "wrong", inputs)
-    with pytest.raises(TrainingStoppedError, match="every group is all wrong"):
-        module.rl(here, replace(SETTINGS, preflight=1), SftSettings())
-    assert not here.metrics.exists()
-    kept = {"families": {}, "seconds": 1.0}
-    (here.folder / preflight.KEPT).write_text(json.dumps(kept))
-    assert preflight.preflight(here, None, None) == kept  # type: ignore[arg-type]
-
-
-@pytest.mark.usefixtures("luck")
-def test_collapsed_entropy_is_stopped(inputs: dict[str, Path], tmp_path: Path) -> None:
-    here = context(tmp_path / "alike", inputs)
-    settings = replace(SETTINGS, steps=40, groups=1, entropy_floor=9.9)  # more than ln 400
-    with pytest.raises(TrainingStoppedError, match="entropy has collapsed"):
-        module.rl(here, settings, SftSettings())
-    assert len(here.metrics.read_text().splitlines()) < 40
-
-
-def test_the_live_curve_has_a_bar_a_step() -> None:
-    assert module.curve([0.0, 0.5, 1.0]) == "▁▅█"
-    assert module.curve([]) == "" and module.curve([0.3]) == "▁"
-
-
-def test_what_the_anchor_leaves_out_must_exist_and_leave_something() -> None:
-    compose({"name": "a", "rl": {"anchor_without": ["countdown3"]}})
-    with pytest.raises(RecipeValueError, match="no family 'countdown'"):
-        compose({"name": "a", "rl": {"anchor_without": ["countdown"]}})
-    alone = {"arithmetic": 0, "calculator": 0, "dialogue": 0, "countdown3": 1}
-    with pytest.raises(RecipeValueError, match="nothing is left for the anchor"):
-        compose({"name": "a", "sft": alone, "rl": {"anchor_without": ["countdown3"]}})
-    compose({"name": "a", "sft": alone, "rl": {"anchor_without": ["countdown3"], "anchor": 0}})

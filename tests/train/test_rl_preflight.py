@@ -1,0 +1,93 @@
+"""Before the first update, and reasons to stop: what is said, and when."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rl_cases import PROBLEM, SETTINGS, context, group
+
+from ayllu.errors import RecipeValueError, TrainingStoppedError
+from ayllu.recipe import compose
+from ayllu.train import preflight
+from ayllu.train import rl as module
+from ayllu.train.rl import Group, RlSettings
+from ayllu.train.sft import SftSettings
+
+
+# ---- before the first update, and reasons to stop
+def test_a_preflight_counts_by_hand() -> None:
+    flight = preflight.flight([group(1, 0, 0, 0), group(0, 0, 0, 1), group(0, 0, 0, 0)], size=2)
+    assert (flight.problems, flight.pass_1, flight.pass_16) == (
+        3,
+        pytest.approx(2 / 12),
+        pytest.approx(2 / 3),
+    )
+    assert flight.informative == pytest.approx(1 / 3)  # of the first two answers each
+    settings = RlSettings(steps=10, groups=4, size=2, arithmetic=1.0, countdown3=0.0, anchor_rows=2)
+    # 4 / (1/3) groups of 2 answers are sampled; 4 groups of 2 and 2 rows of SFT are learnt from
+    assert preflight.forecast({"arithmetic": flight}, settings, 0.5, 0.25) == pytest.approx(
+        10 * (12 * 2 * 0.5 + (8 + 2) * 0.25)
+    )
+
+
+@pytest.mark.parametrize(
+    ("rewards", "reason", "said"),
+    [
+        ((0, 0), "stop", "more SFT"),
+        ((0, 0), "length", "raise rl.max_tokens"),
+        ((1, 1), "stop", "nothing left to learn"),
+    ],
+)
+def test_what_cannot_work_is_said_in_plain_words(rewards: tuple[int, ...], reason: str, said: str) -> None:
+    made = group(*rewards)
+    made = Group(PROBLEM, [replace(a, finish_reason=reason) for a in made.answers], made.rewards)
+    assert said in str(preflight.nothing_to_learn([made, made]))
+
+
+@pytest.mark.parametrize(("reason", "fix"), [("stop", "between the two"), ("length", "raise rl.max_tokens")])
+def test_some_groups_all_right_and_others_all_wrong_is_said_as_it_is(reason: str, fix: str) -> None:
+    right, wrong = group(1, 1), group(0, 0)
+    wrong = Group(PROBLEM, [replace(a, finish_reason=reason) for a in wrong.answers], wrong.rewards)
+    said = str(preflight.nothing_to_learn([right, right, right, wrong]))
+    assert said.startswith("3 of 4 groups are all right and the others all wrong") and fix in said
+    assert ("100 % of their answers ran out of tokens" in said) == (reason == "length")
+
+
+def test_a_preflight_stops_before_the_first_update_and_flies_once(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "reward", lambda *_: 0.0)
+    here = context(tmp_path / "wrong", inputs)
+    with pytest.raises(TrainingStoppedError, match="every group is all wrong"):
+        module.rl(here, replace(SETTINGS, preflight=1), SftSettings())
+    assert not here.metrics.exists()
+    kept = {"families": {}, "seconds": 1.0}
+    (here.folder / preflight.KEPT).write_text(json.dumps(kept))
+    assert preflight.preflight(here, None, None) == kept  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("luck")
+def test_collapsed_entropy_is_stopped(inputs: dict[str, Path], tmp_path: Path) -> None:
+    here = context(tmp_path / "alike", inputs)
+    settings = replace(SETTINGS, steps=40, groups=1, entropy_floor=9.9)  # more than ln 400
+    with pytest.raises(TrainingStoppedError, match="entropy has collapsed"):
+        module.rl(here, settings, SftSettings())
+    assert len(here.metrics.read_text().splitlines()) < 40
+
+
+def test_the_live_curve_has_a_bar_a_step() -> None:
+    assert module.curve([0.0, 0.5, 1.0]) == "▁▅█"
+    assert module.curve([]) == "" and module.curve([0.3]) == "▁"
+
+
+def test_what_the_anchor_leaves_out_must_exist_and_leave_something() -> None:
+    compose({"name": "a", "rl": {"anchor_without": ["countdown3"]}})
+    with pytest.raises(RecipeValueError, match="no family 'countdown'"):
+        compose({"name": "a", "rl": {"anchor_without": ["countdown"]}})
+    alone = {"arithmetic": 0, "calculator": 0, "dialogue": 0, "countdown3": 1}
+    with pytest.raises(RecipeValueError, match="nothing is left for the anchor"):
+        compose({"name": "a", "sft": alone, "rl": {"anchor_without": ["countdown3"]}})
+    compose({"name": "a", "sft": alone, "rl": {"anchor_without": ["countdown3"], "anchor": 0}})
