@@ -22,7 +22,7 @@ from ayllu.errors import AylluError
 from ayllu.evals.runner import score
 from ayllu.reason.practice import EXAMS, budget_words, check_families, toolbox_for
 from ayllu.reason.rollout import answer_problems
-from ayllu.reason.task import Task, distinct_problems
+from ayllu.reason.task import Task, hardest
 from ayllu.reason.transcript import Chat
 from ayllu.stages import use_threads
 from ayllu.text.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ def measure(
     """One point of the curve."""
     control = chat.tokenizer.control
     thinking = ThinkingBudget(control["<|think|>"], control["<|/think|>"], maximum=budget)
-    problems = distinct_problems(task, n, (task.levels,), "test", seed)
+    problems = hardest(task, n, seed)
     system = budget_words(budget) if told else ""
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=seed, thinking=thinking)
     with toolbox_for([task.family]) as box:

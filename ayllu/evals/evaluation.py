@@ -30,7 +30,7 @@ from ayllu.reason.transcript import Transcript
 from ayllu.reason.verify import Verifier, check_fits, find_verifier, load_verifier
 from ayllu.tools.sandbox import Sandbox
 
-CODE_VERSION = 5  # raised when the same settings would give another result; 5: TruthfulQA's options are mixed
+CODE_VERSION = 5  # raised when the same settings would give another result; 5: TruthfulQA mixed, new stories
 KIND = "ayllu eval"
 MAX_SAMPLES = 128
 MAX_ROWS = 100_000  # of one task, as in the eval stage of a recipe

@@ -21,7 +21,7 @@ from ayllu.evals.scoring import score_choices, score_said, score_texts, share
 from ayllu.evals.subject import Asked, Examinee, Said, Sampling
 from ayllu.progress import Progress
 from ayllu.reason.practice import toolbox_for, toolbox_of
-from ayllu.reason.task import NewTemplates, Problem, Task, distinct_problems
+from ayllu.reason.task import NewTemplates, Problem, Task, hardest
 from ayllu.reason.verify import highest
 from ayllu.reason.vote import canonical
 from ayllu.tools.calculator import CALCULATOR
@@ -182,7 +182,7 @@ def examine_family(
     InputNotFoundError for a family that lives on GSM8K's rows when none were read.
     """
     n = FAMILY_N if settings.n is None else settings.n
-    problems = distinct_problems(task, n, (task.levels,), "test", settings.seed)
+    problems = hardest(task, n, settings.seed)
     wanted = settings.examples(FAMILY_SHOTS, examinee.continues)
     shots = Shots("", tuple(_family_examples(task, wanted, settings.seed)))
     sampling = settings.sampling(FAMILY_TOKENS)
@@ -214,14 +214,15 @@ def _problem(problem: Problem, shots: Shots, box: Toolbox) -> Asked:
 
 
 def _family_examples(task: Task, wanted: int, seed: int) -> list[Example]:
-    """Worked ones from the train split."""
+    """Worked ones from the train split, with a right answer where many are right (Countdown)."""
     source = task.task if isinstance(task, NewTemplates) else task
     rng = np.random.default_rng([seed, 13, *task.family.encode()])
-    found = []
-    for _ in range(wanted):
+    found = list[Example]()
+    while len(found) < wanted:
         problem = source.problem(rng, source.levels, "train")
-        text = f"Q: {problem.prompt}\nA: {problem.answer}"
-        found.append(Example(text, problem.prompt, problem.answer))
+        said = source.trace(problem, rng)[-1].text if source.worked else problem.answer
+        if source.verify(problem, said).strict:  # an expert may give up
+            found.append(Example(f"Q: {problem.prompt}\nA: {said}", problem.prompt, said))
     return found
 
 

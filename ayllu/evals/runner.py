@@ -1,9 +1,7 @@
 """Evaluation of one model on one family of problems.
 
-Problems are distinct (by canonical key) and belong to one split; the same seed draws the same
-problems, so that two models meet the same ones. Answers come from the tool-use loop that chat and
-the server use too. Strict and lenient scores are both kept: an answer that is right but not in the
-asked form tells of the form, not of the reasoning.
+Answers come from the tool-use loop that chat and the server use too. Strict and lenient scores are both
+kept: an answer that is right but not in the asked form tells of the form, not of the reasoning.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ayllu.evals.metrics import wilson
 from ayllu.reason.loop import Answer, Generator
 from ayllu.reason.rollout import answer_problems
-from ayllu.reason.task import Problem, Task, Verdict, distinct_problems
+from ayllu.reason.task import Problem, Task, Verdict
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.tools.tool import Toolbox
 
@@ -69,23 +67,19 @@ def evaluate(
     engine: Generator,
     chat: Chat,
     task: Task,
-    n: int,
+    problems: Sequence[Problem],
     *,
     params: SamplingParams,
     toolbox: Toolbox | None = None,
-    levels: Sequence[int] | None = None,
-    split: str = "test",
-    seed: int = 0,
     max_calls: int = 8,
     on_answer: Callable[[int], None] | None = None,
 ) -> EvalResult:
-    """Score a model on `n` distinct problems of a family (all levels unless told).
+    """Score a model on problems of a family.
 
     Each conversation offers the tools that its problem names, as far as the toolbox has them; calls are held
     to their schemas, as wherever the model is used.
     `on_answer(done)` is called as answers finish.
     """
-    problems = distinct_problems(task, n, levels or range(1, task.levels + 1), split, seed)
     box = toolbox or Toolbox()
     done = 0
 

@@ -21,9 +21,9 @@ from ayllu.stage import StageContext, bounded, free
 if TYPE_CHECKING:  # torch and numpy are imported when the stage runs, not when a recipe is read
     from ayllu.engine.engine import Engine
     from ayllu.evals.runner import EvalResult
-    from ayllu.reason.task import Task
+    from ayllu.reason.task import Problem, Task
 
-CODE_VERSION = 3  # 3: other stories are drawn
+CODE_VERSION = 4  # 4: other stories are drawn, once more
 MODELS = ("sft", "rl")
 FAMILIES = ("arithmetic", "calculator", "countdown3", "dialogue")
 
@@ -65,6 +65,8 @@ def evaluate(context: StageContext, settings: EvalSettings, practice: Given | No
     Raises RecipeValueError for a family that doesn't exist, ModelFileMissingError for a model
     that isn't there.
     """
+    from ayllu.reason.task import hardest
+
     tasks = _tasks(settings.families)
     if practice is not None:
         from ayllu.reason.practice import read_rows
@@ -74,6 +76,7 @@ def evaluate(context: StageContext, settings: EvalSettings, practice: Given | No
     kept = make_folder(context.folder / "evaluations")
     found: dict[tuple[str, str], dict[str, Any]] = {}
     context.progress.start(len(folders) * len(tasks) * settings.n, "answers")
+    drawn: dict[str, list[Problem]] = {}  # for both models the same
     for number, (model, folder) in enumerate(folders.items()):
         print_ = _fingerprint(folder, context, settings)
         paths = {task.family: kept / f"{model}-{task.family}.json" for task in tasks}
@@ -83,7 +86,11 @@ def evaluate(context: StageContext, settings: EvalSettings, practice: Given | No
         if missing:
             with open_engine(folder, context, settings) as engine:
                 for task in missing:
-                    result = _evaluate(engine, folder, task, context, settings, model, before)
+                    if task.family not in drawn:
+                        drawn[task.family] = hardest(task, settings.n, context.seed)
+                    result = _evaluate(
+                        engine, folder, task, drawn[task.family], context, settings, model, before
+                    )
                     before += settings.n
                     row = {
                         "fingerprint": print_,
@@ -133,6 +140,7 @@ def _evaluate(
     engine: Engine,
     folder: Path,
     task: Task,
+    problems: list[Problem],
     context: StageContext,
     settings: EvalSettings,
     model: str,
@@ -149,13 +157,11 @@ def _evaluate(
             engine,
             Chat(Tokenizer.load(folder)),
             task,
-            settings.n,
+            problems,
             params=SamplingParams(
                 max_tokens=settings.max_tokens, temperature=settings.temperature, seed=context.seed
             ),
             toolbox=toolbox,
-            levels=(task.levels,),  # the hardest level; it holds the easy lengths too
-            seed=context.seed,
             max_calls=settings.max_calls,
             on_answer=lambda done: context.progress.update(before + done, f"{task.family} after {model}"),
         )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator
 
 from ayllu.errors import RecipeValueError
-from ayllu.reason.task import NewTemplates, Piece, Problem, Task, conversation, distinct_problems, worked
+from ayllu.reason.task import NewTemplates, Piece, Problem, Task, conversation, hardest, worked
 from ayllu.reason.tasks import dialogue
 from ayllu.reason.tasks.arithmetic import Arithmetic
 from ayllu.reason.tasks.bases import Bases
@@ -31,7 +31,7 @@ from ayllu.reason.tasks.gsm8k import Resampled
 from ayllu.reason.tasks.gym import PREFIX, Gym
 from ayllu.reason.tasks.knights import Knights
 from ayllu.reason.tasks.lists import Lists
-from ayllu.reason.tasks.long_arithmetic import LongArithmetic
+from ayllu.reason.tasks.long_arithmetic import LONGEST, LongArithmetic
 from ayllu.reason.tasks.number_theory import NumberTheory
 from ayllu.reason.tasks.paths import Paths
 from ayllu.reason.tasks.programs import Programs
@@ -208,11 +208,21 @@ def draw(rng: Generator, chat: Chat, shares: dict[str, float], budgets: float = 
     for family in drawn:
         task = TASKS[family]
         problem = task.problem(rng, draw_level(rng, task), "train")
-        while offered and problem.data.get("intent") == "too_large":  # with a calculator nothing is
+        while _can_be_done(problem, offered, shares):
             problem = task.problem(rng, 1, "train")
         transcript = chat.add(transcript, Kind.USER, problem.prompt)
         transcript = worked(chat, transcript, task.trace(problem, rng))
     return transcript
+
+
+def _can_be_done(problem: Problem, offered: bool, shares: Mapping[str, float]) -> bool:
+    """Whether the dialogue calls numbers too large that aren't: with a calculator on offer none are, and
+    whoever practises long sums would be taught the opposite for the same question."""
+    if problem.data.get("intent") != "too_large":
+        return False
+    return offered or (
+        bool(shares.get(LongArithmetic.family)) and dialogue.works_by_hand(problem, LONGEST[-1])
+    )
 
 
 def _draw_budgeted(rng: Generator, chat: Chat, shares: dict[str, float]) -> Transcript:
@@ -220,6 +230,8 @@ def _draw_budgeted(rng: Generator, chat: Chat, shares: dict[str, float]) -> Tran
     chances = np.array([shares[name] for name in families])
     task = TASKS[families[rng.choice(len(families), p=chances / chances.sum())]]
     problem = task.problem(rng, draw_level(rng, task), "train")
+    while _can_be_done(problem, False, shares):
+        problem = task.problem(rng, 1, "train")
     budget = BUDGETS[int(rng.integers(len(BUDGETS)))]
     return budgeted(chat, problem, task.trace(problem, rng), budget)
 
@@ -230,7 +242,7 @@ def budgeted(chat: Chat, problem: Problem, trace: list[Piece], budget: int) -> T
     Thinking that is longer is broken off at the budget and the answer follows all the same, so that the
     number has a meaning and a model has seen what to do when its thinking was ended for it (what s1,
     Muennighoff et al. 2025, forces on a model that has not). Solutions with calls keep all of their
-    thinking, and are told the smallest budget that holds it.
+    thinking, and are told a budget that holds it.
     """
     spans = [chat.span(piece.kind, piece.text, sampled=piece.sampled) for piece in trace]
     needed = sum(len(span.ids) - 2 for span in spans if span.kind == Kind.THINK)
@@ -300,8 +312,8 @@ def practice_texts(seed: int) -> Iterator[str]:
 
 
 def tokenizer_texts(settings: Shares, seed: int) -> Iterator[str]:
-    """`practice_texts`, then problems and answers of the further families that are practised, one of each in
-    turn: where only so many are taken, none is left out."""
+    """`practice_texts`, then problems and answers of the further families that have a share (be it 0), one of
+    each in turn: where only so many are taken, none is left out."""
     yield from practice_texts(seed)
     families = sorted(set(settings.shares()) & {task.family for task in LADDER} - {RESAMPLED.family})
     for problems in zip(*(_worked_texts(TASKS[family], seed) for family in families), strict=True):
@@ -323,6 +335,6 @@ def evaluation_prompts(settings: Examination, seed: int) -> list[str]:
     for family in settings.families:
         if family in EXAMS and family not in _EVERYDAY and family != RESAMPLED.family:
             task = EXAMS[family]
-            problems = distinct_problems(task, settings.n, (task.levels,), "test", seed)
+            problems = hardest(task, settings.n, seed)
             prompts.update(problem.prompt for problem in problems)
     return sorted(prompts)

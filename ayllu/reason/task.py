@@ -26,7 +26,8 @@ TEMPLATES = "templates"  # problems of templates that no other split has
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem. `key` is canonical; `tools` are the tools that the conversation offers."""
+    """One problem. `key` is canonical; `answer` is the right one, or what a right one comes to where many are
+    (Countdown's target); `tools` are the tools that the conversation offers."""
 
     family: str
     level: int
@@ -143,7 +144,8 @@ class NewTemplates(Task):
 def distinct_problems(task: Task, n: int, levels: Sequence[int], split: str, seed: int) -> list[Problem]:
     """Up to `n` problems of different keys, the levels in turn; the same for the same arguments.
 
-    Fewer than `n` when the split seems to hold no more: 200 + 20 n draws in a row brought no new key.
+    Fewer than `n` when the split seems to hold no more: 200 + 20 n draws in a row (2,200 at the most) brought
+    no new key.
     """
     rng = np.random.default_rng([seed, *task.family.encode()])
     found: dict[str, Problem] = {}
@@ -154,6 +156,12 @@ def distinct_problems(task: Task, n: int, levels: Sequence[int], split: str, see
         dry = dry + 1 if problem.key in found else 0
         found.setdefault(problem.key, problem)
     return list(found.values())
+
+
+def hardest(task: Task, n: int, seed: int) -> list[Problem]:
+    """What is examined: up to `n` distinct test problems of the highest level, which has the easy lengths
+    too."""
+    return distinct_problems(task, n, (task.levels,), "test", seed)
 
 
 def conversation(chat: Chat, problem: Problem, trace: list[Piece]) -> Transcript:

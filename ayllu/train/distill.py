@@ -44,6 +44,7 @@ from ayllu.reason.practice import (
     toolbox_for,
 )
 from ayllu.reason.rollout import answer_problems
+from ayllu.reason.task import Problem, hardest
 from ayllu.reason.transcript import Chat, Transcript
 from ayllu.stage import StageContext, bounded, further
 from ayllu.text.tokenizer import Tokenizer
@@ -222,6 +223,7 @@ def measured(
     kept = make_folder(context.folder / ".student" / "measured")
     params = SamplingParams(max_tokens=settings.limit, temperature=0.0, seed=context.seed)
     context.progress.start(len(folders) * len(families), "measurements")
+    drawn: dict[str, list[Problem]] = {}  # for all models the same
     for name, folder in folders.items():
         with (
             Engine(folder, device=context.device, max_sequences=64) as engine,
@@ -230,17 +232,10 @@ def measured(
             for family in families:
                 path = kept / f"{name}-{family}.json"
                 if not path.is_file():
-                    task = TASKS[family]
-                    result = evaluate(
-                        engine,
-                        Chat(Tokenizer.load(folder)),
-                        task,
-                        settings.heldout,
-                        params=params,
-                        toolbox=toolbox,
-                        levels=(task.levels,),
-                        seed=context.seed,
-                    )
+                    task, chat = TASKS[family], Chat(Tokenizer.load(folder))
+                    if family not in drawn:
+                        drawn[family] = hardest(task, settings.heldout, context.seed)
+                    result = evaluate(engine, chat, task, drawn[family], params=params, toolbox=toolbox)
                     write_json(path, {key: result.to_dict()[key] for key in MEASURED})
                 found[family][name] = read_json(path)
                 done = sum(len(rows) for rows in found.values())

@@ -10,6 +10,7 @@ from invented import write
 from stand_ins import StandIn, by_lot, oracle, wrong
 
 from ayllu.errors import RefusedError
+from ayllu.evals import examine as module
 from ayllu.evals.examine import ExamSettings, examine, examine_family
 from ayllu.evals.items import Choice, Program, Question
 from ayllu.evals.official import OFFICIAL, load
@@ -118,6 +119,23 @@ def test_families_of_our_own(name):
         assert best["n"] == len(problems) and best["correct"] == best["lenient"]["correct"] >= len(knows)
         worst = examine_family(task, wrong(continues=continues), settings, QUIET)
         assert worst["correct"] == worst["lenient"]["correct"] == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_examples_of_our_own_families_are_right(name):
+    """Countdown's `answer` is its target, which nobody should be shown as an answer."""
+    examples = module._family_examples(EXAMS[name], 2, 5)
+    source = getattr(EXAMS[name], "task", EXAMS[name])
+    rng, told = np.random.default_rng([5, 13, *name.encode()]), iter(examples)
+    example = next(told)
+    for _ in range(60):  # the same draws; those that the expert gave up are passed over
+        problem = source.problem(rng, source.levels, "train")
+        source.trace(problem, rng)
+        if example is not None and problem.prompt == example.question:
+            assert source.verify(problem, example.answer).strict, (example.question, example.answer)
+            assert example.text == f"Q: {problem.prompt}\nA: {example.answer}"
+            example = next(told, None)
+    assert example is None
 
 
 def test_examples_stand_before_a_text_and_are_no_rows_of_the_score(data):

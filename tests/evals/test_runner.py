@@ -28,7 +28,8 @@ N = 40
 
 def run(task, reply, n=N, **options):
     engine = ScriptedEngine(reply, context_length=4096)
-    return evaluate(engine, CHAT, task, n, params=Params(), toolbox=BOX, seed=3, **options)
+    problems = distinct_problems(task, n, levels(task), "test", 3)
+    return evaluate(engine, CHAT, task, problems, params=Params(), toolbox=BOX, **options)
 
 
 def levels(task):
@@ -77,14 +78,15 @@ def test_truncated_answers_are_wrong_even_when_they_begin_right():
     problems = distinct_problems(task, N, levels(task), "test", 3)
     engine = ScriptedEngine(oracle(CHAT, task, problems), context_length=4096)
     shortest = min(len(engine.reply(CHAT.start(p.prompt, tools=p.tools).ids())) for p in problems)
-    result = evaluate(engine, CHAT, task, N, params=Params(max_tokens=shortest - 1), toolbox=BOX, seed=3)
+    result = evaluate(engine, CHAT, task, problems, params=Params(max_tokens=shortest - 1), toolbox=BOX)
     assert (result.correct, result.truncated, result.mean_tokens) == (0, N, shortest - 1)
 
 
 def test_max_tokens_beyond_the_context_is_the_room_there_is():
     task = Dialogue()
     engine = ScriptedEngine(ignorant(CHAT, 1), context_length=700)
-    result = evaluate(engine, CHAT, task, 5, params=Params(max_tokens=10_000), toolbox=BOX)
+    problems = distinct_problems(task, 5, [1], "test", 0)
+    result = evaluate(engine, CHAT, task, problems, params=Params(max_tokens=10_000), toolbox=BOX)
     assert result.n == 5 and all(len(s.prompt) + s.params.max_tokens == 700 for s in engine.submitted)
 
 

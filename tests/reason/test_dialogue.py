@@ -1,11 +1,14 @@
 """The dialogue family: every intent in every language, splits by phrasing, honest answers."""
 
+import itertools
+import re
 import unicodedata
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from ayllu.reason.practice import draw
 from ayllu.reason.task import SPLITS, conversation, split_of
 from ayllu.reason.tasks.dialogue import (
     LANGUAGES,
@@ -107,6 +110,28 @@ def test_numbers_without_a_calculator_are_long():
     for p in (p for p in phrasings() if p.intent == "too_large"):
         numbers = "".join(c if c.isdigit() else " " for c in spoken(p, rng)).split()
         assert len(numbers) == 2 and all(len(n) >= 4 for n in numbers)
+
+
+@pytest.mark.parametrize("budgets", [0.0, 0.5])
+def test_what_longer_sums_can_do_is_not_called_too_large(budgets):
+    """The same question must not be refused in one family and worked out in another."""
+    refusals = {answer for p in phrasings() if p.intent == "too_large" for answer in p.answers}
+
+    def refused(shares):
+        rng, found = np.random.default_rng(5), []
+        for _ in range(1500):
+            spans = draw(rng, CHAT, shares, budgets).spans
+            for asked, said in itertools.pairwise(spans):
+                if said.kind == Kind.SAY and CHAT.text(said) in refusals:
+                    found.append(CHAT.text(asked))
+        return found
+
+    def short(text):
+        return "*" not in text and all(len(n) <= 6 for n in re.findall(r"\d+", text))
+
+    assert any(map(short, refused({"dialogue": 1.0})))
+    both = refused({"dialogue": 1.0, "long_arithmetic": 0.05})
+    assert len(both) > 20 and not any(map(short, both))
 
 
 def test_transcript_marks_the_answers_only():

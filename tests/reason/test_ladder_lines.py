@@ -16,6 +16,7 @@ from ayllu.reason.practice import (
 from ayllu.reason.task import conversation
 from ayllu.reason.tasks import (
     dates,
+    expressions,
     knights,
     paths,
     zebra,
@@ -106,6 +107,22 @@ def check_difference(x, y, lines):
         found = digit + found
         assert so_far == (found if place else "")
     assert int(found) == x - y
+
+
+def test_expressions_that_are_written_alike_have_one_key():
+    """Their trees differ (9+(5-7) and (9+5)-7), which nobody can see."""
+    rng, by_text = np.random.default_rng(2), {}
+    for _ in range(4000):
+        tree = expressions.grow(rng, int(rng.integers(1, 4)))
+        sides = [expressions.Node(n) for n in (9, 5, 7)]
+        by_text.setdefault(tree.text(), set()).add(tree.key())
+    assert all(len(keys) == 1 for keys in by_text.values())
+    for op in "+-":
+        right = expressions.Node(5 + 7 if op == "+" else 5 - 7, op, *sides[1:])
+        left = expressions.Node(14, "+", *sides[:2])
+        one = expressions.Node(9 + right.value, "+", sides[0], right)
+        other = expressions.Node(one.value, op, left, sides[2])
+        assert one.text() == other.text() == f"9+5{op}7" and one.key() == other.key()
 
 
 def test_expressions_call_the_calculator_with_what_was_asked():

@@ -78,6 +78,21 @@ def test_the_right_tool_or_none():
         assert tool_choice.phrasings(tool, False)
 
 
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_fifth_of_the_tools_is_missing_at_every_level(level):
+    rng, there, python = np.random.default_rng(level), [], set()
+    for _ in range(1500):
+        p = TASKS["tool_choice"].problem(rng, level, "train")
+        wanted, (low, high) = p.data["wanted"], tool_choice.OFFERED[level - 1]
+        assert len(set(p.tools)) == len(p.tools) and low <= len(p.tools) + (wanted not in p.tools) <= high + 1
+        if wanted != "none":
+            there.append(wanted in p.tools)
+        if wanted == "calculator" and "calculator" not in p.tools:
+            python.add("python" in p.tools)
+    assert 0.76 < sum(there) / len(there) < 0.84
+    assert python == {False}, "a program would do as well"
+
+
 # ---- GSM8K
 ROW = {
     "question": "Mia buys 3 boxes with 14 pens each and gives 20 percent of them away. How many are left?",

@@ -358,7 +358,9 @@ def test_every_try_says_what_its_expression_is(numbers):
 NUMBERS, TARGET = [63, 17, 4], 50
 
 
-@pytest.mark.parametrize("answer", ["(63-17)+4", "63-17+4", " 4+63 - 17 ", "63-(17-4)", "4-(17-63)"])
+@pytest.mark.parametrize(
+    "answer", ["(63-17)+4", "63-17+4", " 4+63 - 17 ", "63-17+4\n", "63-(17-4)", "4-(17-63)"]
+)
 def test_right_expressions(answer):
     assert check(answer, NUMBERS, TARGET)[0]
 

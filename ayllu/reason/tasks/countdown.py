@@ -203,10 +203,11 @@ def check(expression: str, numbers: list[int], target: int) -> tuple[bool, str]:
     """Whether `expression` uses exactly `numbers` and equals `target`; else why not."""
     if len(expression) > 100:
         return False, "too long"
+    expression = expression.strip()
     if not _EXPRESSION.fullmatch(expression):
         return False, "not an expression"
     try:
-        tree = ast.parse(expression.strip(), mode="eval").body
+        tree = ast.parse(expression, mode="eval").body
         used: list[int] = []
         value = _evaluate(tree, used)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):

@@ -82,7 +82,7 @@ def weekday_lines(date: datetime.date, names: list[str]) -> list[str]:
         number -= 1
     a, b = y + y // 4, y + y // 4 + number
     total = b + date.day
-    lines = [f"{y}/4={y // 4}", f"{y}+{y // 4}={a}", f"{a}+{number}={b}", f"{b}+{date.day}={total}"]
+    lines = [division(y, 4), f"{y}+{y // 4}={a}", f"{a}+{number}={b}", f"{b}+{date.day}={total}"]
     return [*lines, division(total, 7), f"{total % 7} {names[(total % 7 - 1) % 7]}"]
 
 

@@ -13,6 +13,7 @@ phrasing is never seen in training with other capitals or another country.
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from ayllu.reason.transcript import Chat, Kind, Transcript
 
 LANGUAGES = ("en", "de", "te")
 MAX_TURNS = 3
-_DIGITS = (4, 7)  # of numbers that are too long for the head: sums are learnt to 3 digits
+_DIGITS = (4, 9)  # of numbers that may be too long for the head; `arithmetic` is learnt to 3 digits
 _STATEMENTS = frozenset({"hello", "morning", "thanks", "bye", "sorry", "stupid", "write"})  # no question mark
 
 
@@ -117,6 +118,14 @@ def transcript(chat: Chat, pairs: list[tuple[str, str]]) -> Transcript:
         result = chat.add(result, Kind.USER, asked)
         result = chat.add(result, Kind.SAY, answer, sampled=True)
     return result
+
+
+def works_by_hand(problem: Problem, digits: int) -> bool:
+    """Whether a problem calls too large what somebody who adds and subtracts `digits` digits by hand can
+    do."""
+    if problem.data.get("intent") != "too_large" or "*" in problem.prompt:
+        return False
+    return all(len(number) <= digits for number in re.findall(r"\d+", problem.prompt))
 
 
 class Dialogue(Task):

@@ -45,8 +45,8 @@ REMAINDERS = (
     "~{x} ను {y} చేత భాగించినప్పుడు మిగిలేది ఎంత?",
 )
 SIGNS: tuple[dict[str, str], ...] = ({}, {"*": "×"}, {"*": "×", "/": "÷"}, {"*": "·", "/": "÷", "-": "−"})
-LEAST, MOST = (2, 999), 9  # a leaf's range; leaves of a tree
-LARGEST = 10**9  # magnitude of every value in a tree
+LEAST, MOST = (2, 999), 9  # a leaf's range, dividends aside; leaves of a tree
+LARGEST = 10**9  # magnitude of the value of every operation in a tree
 SLIPS = 0.08  # of worked solutions, where one can be found, begin with a call that went wrong
 
 
@@ -68,7 +68,7 @@ class Node:
         return self.left.leaves() + self.right.leaves() if self.left and self.right else 1
 
     def text(self, space: str = "") -> str:
-        """With the fewest brackets that keep the tree (* / % bind alike, from left to right)."""
+        """With the fewest brackets that keep its value (* / % bind alike, from left to right)."""
         if self.left is None or self.right is None:
             return str(self.value)
         strong = self.op in "*/%"
@@ -84,10 +84,15 @@ class Node:
         return f"{left}{space}{self.op}{space}{right}"
 
     def key(self) -> str:
-        """The same for a sum or a product and its mirror image. A single operation on positive numbers
-        has arithmetic's key, so that all families agree about who owns it."""
+        """The same for a sum or a product and its mirror image, and for what is written alike: 9+(5-7) is
+        9+5-7. A single operation on positive numbers has arithmetic's key, so that all families agree about
+        who owns it."""
         if self.left is None or self.right is None:
             return str(self.value)
+        inner = self.right
+        if self.op == "+" and inner.op in ("+", "-") and inner.left and inner.right:
+            first = Node(self.left.value + inner.left.value, "+", self.left, inner.left)
+            return Node(self.value, inner.op, first, inner.right).key()
         if self.depth() == 1 and self.op in "+-*" and min(self.left.value, self.right.value) >= 0:
             return canonical_key(self.left.value, self.op, self.right.value)
         if self.depth() == 1 and self.op in "/%":
@@ -97,7 +102,7 @@ class Node:
 
 
 def grow(rng: Generator, depth: int) -> Node:
-    """A random tree of exactly this depth, all divisions exact, all values within LARGEST."""
+    """A random tree of exactly this depth, all divisions exact, all results within LARGEST."""
     if depth == 0:
         digits = int(rng.integers(1, 4))
         value = int(rng.integers(max(LEAST[0], 10 ** (digits - 1)), 10**digits))

@@ -62,9 +62,9 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "How many multiples of {y} are there from 1 to {x}?",
         "Wie viele der Zahlen von 1 bis {x} sind durch {y} teilbar?",
         "1 నుండి {x} వరకు {y} తో భాగించబడే సంఖ్యలు ఎన్ని?",
-        "~Up to {x}, how many numbers does {y} divide?",
-        "~Wie viele Vielfache von {y} gibt es bis {x}?",
-        "~{x} వరకు {y} గుణిజాలు ఎన్ని ఉన్నాయి?",
+        "~From 1 to {x}, how many numbers does {y} divide?",
+        "~Wie viele Vielfache von {y} gibt es von 1 bis {x}?",
+        "~1 నుండి {x} వరకు {y} గుణిజాలు ఎన్ని ఉన్నాయి?",
     ),
     "power": (
         "What is {x}^{y} mod {m}?",

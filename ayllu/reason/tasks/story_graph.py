@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from ayllu.reason.tasks.story_words import draw_wording, verbs, words
 
 LARGEST = (20, 60, 100, 120)  # value of any quantity, by level
 _DISTRACTED = 1 / 3
+UNNEEDED = ("say.other", "say.age")  # styles of sentences that decide nothing
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,23 @@ def compose(rng: Random, level: int) -> Story | None:
         story.other = _draw_thing(rng, kinds)
     story.box = rng.randrange(len(words()["boxes"]))
     story.people = rng.sample(range(len(words()["people"])), 4)
-    rng.shuffle(story.static)
-    if rng.random() < _DISTRACTED:
-        _distract(rng, story)
+    _order(rng, story)
     return story
+
+
+def retold(rng: Random, story: Story) -> Story:
+    """The same told in other words, what is in another order, with another sentence that doesn't matter or
+    without one."""
+
+    def reworded(fact: Fact) -> Fact:
+        group = fact.style.partition(".")[0]
+        return fact if group in ("gain", "loss") else replace(fact, wording=draw_wording(rng, fact.style))
+
+    static = [reworded(fact) for fact in story.static if fact.style not in UNNEEDED]
+    events = [reworded(fact) for fact in story.events]
+    told = replace(story, static=static, events=events, question=reworded(story.question))
+    _order(rng, told)
+    return told
 
 
 def needed_steps(story: Story) -> list[Step]:
@@ -248,10 +262,22 @@ def _ask(rng: Random, story: Story, largest: int) -> bool:
     return value <= 2 * largest
 
 
+def _order(rng: Random, story: Story) -> None:
+    """What is, in any order, at times with a sentence that doesn't matter. What makes a quantity by doing
+    something stands first: "Ben has 3 more than Anna. Anna buys 5 every day." would leave Ben's number
+    open."""
+    first = [fact for fact in story.static if fact.style.startswith("daily")]
+    rest = [fact for fact in story.static if fact not in first]
+    rng.shuffle(rest)
+    story.static = [*first, *rest]
+    if rng.random() < _DISTRACTED:
+        _distract(rng, story)
+
+
 def _distract(rng: Random, story: Story) -> None:
     """A sentence about another thing, or about somebody's age, anywhere after the first sentence."""
     a = rng.randrange(len(story.value))
-    style = rng.choice(("say.other", "say.age"))
+    style = rng.choice(UNNEEDED)
     fact = Fact(style, (a,), {"n": rng.randrange(6, 30)}, draw_wording(rng, style))
     place = rng.randrange(1, len(story.static) + 1) if story.static else 0
     story.static.insert(place, fact)

@@ -59,7 +59,7 @@ NUMBERS = (
     ("height", 3, 99, "height"),
     ("points", 0, 60, "number of points"),
     ("year", 1950, 2020, "year"),
-    ("sales", 10, 900, "sales"),
+    ("sales", 10, 900, "number of sales"),
     ("rating", 1, 10, "rating"),
     ("size", 1, 50, "size"),
     ("stock", 0, 99, "stock"),
@@ -89,7 +89,8 @@ TEXTS = (
 @dataclass(frozen=True)
 class Shape:
     """One kind of query: how it is asked and how it is written. Slots: {T} table, {r} one row, {x} {y}
-    number columns with {wx} {wy} in words, {c} text column, {v} its value, {n} {k} numbers, {name}."""
+    number columns with {wx} {wy} in words ({ax}: with an article), {c} text column, {v} its value, {n} {k}
+    numbers, {name}."""
 
     name: str
     ask: tuple[str, ...]
@@ -149,13 +150,13 @@ SHAPES = (
     ),
     Shape(
         "count_above",
-        ("How many {T} have a {wx} above {n}?", "Count the {T} with a {wx} of more than {n}."),
+        ("How many {T} have {ax} above {n}?", "Count the {T} with {ax} of more than {n}."),
         "SELECT COUNT(*) FROM {T} WHERE {x} > {n}",
         2,
     ),
     Shape(
         "count_below",
-        ("How many {T} have a {wx} below {n}?", "Count the {T} with a {wx} of less than {n}."),
+        ("How many {T} have {ax} below {n}?", "Count the {T} with {ax} of less than {n}."),
         "SELECT COUNT(*) FROM {T} WHERE {x} < {n}",
         2,
     ),
@@ -167,7 +168,10 @@ SHAPES = (
     ),
     Shape(
         "distinct",
-        ("How many different values of {c} are there?", "How many values does {c} have among the {T}?"),
+        (
+            "How many different values of {c} are there?",
+            "How many different values does {c} have among the {T}?",
+        ),
         "SELECT COUNT(DISTINCT {c}) FROM {T}",
         2,
     ),
@@ -180,7 +184,7 @@ SHAPES = (
     Shape(
         "both",
         (
-            "How many {T} with the {c} {v} have a {wx} above {n}?",
+            "How many {T} with the {c} {v} have {ax} above {n}?",
             "Count the {T} whose {c} is {v} and whose {wx} is more than {n}.",
         ),
         "SELECT COUNT(*) FROM {T} WHERE {c} = '{v}' AND {x} > {n}",
@@ -323,9 +327,11 @@ def _slots(
     i, j = rng.choice(len(numbers), 2, replace=False)
     t, some = int(rng.integers(len(texts))), rows[rng.integers(len(rows))]
     x, y = numbers[i], numbers[j]
+    article = "an" if x[3][0] in "aeiou" else "a"
     return {
         "T": table, "r": row, "x": x[0], "wx": x[3], "y": y[0], "wy": y[3], "c": texts[t][0],
         "v": some[1 + len(numbers) + t], "n": some[1 + i], "k": int(rng.integers(2, 4)), "name": some[0],
+        "ax": f"{article} {x[3]}",
     }  # fmt: skip
 
 

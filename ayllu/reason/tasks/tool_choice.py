@@ -24,7 +24,7 @@ from ayllu.reason.transcript import Kind
 
 NONE = "none"
 HELD = 0.15  # share of phrasings that only `templates` has
-OFFERED = ((2, 3), (3, 5), (4, 8))  # tools on offer, by level
+OFFERED = ((2, 3), (3, 5), (4, 8))  # tools on offer, by level, as far as there are so many
 MISSING = 0.2  # chance that the tool that would serve isn't among them
 QUESTIONS = (
     "Which tool? {request}",
@@ -62,12 +62,7 @@ class ToolChoice(Task):
             pool = phrasings(wanted, split == TEMPLATES)
             if not pool:
                 continue
-            low, high = OFFERED[level - 1]
-            offered = [
-                tools[i] for i in rng.choice(len(tools), int(rng.integers(low, high + 1)), replace=False)
-            ]
-            if wanted != NONE and wanted not in offered and rng.random() >= MISSING:
-                offered[int(rng.integers(len(offered)))] = wanted
+            offered = _on_offer(rng, [tool for tool in tools if tool != wanted], wanted, level)
             phrasing = pool[rng.integers(len(pool))]
             request = _filled(rng, phrasing)
             key = f"choice {request} | {' '.join(sorted(offered))}"
@@ -98,6 +93,20 @@ class ToolChoice(Task):
             return Verdict(True, True)
         named = set(re.findall(r"[a-z_]+", answer.lower())) & set(requests()["tools"])
         return Verdict(False, named == {problem.answer}, f"{answer!r} is not {problem.answer}")
+
+
+def _on_offer(rng: Generator, others: list[str], wanted: str, level: int) -> list[str]:
+    """Tools in any order; the one that is wanted among them, but for MISSING of the time. A program can do
+    what a calculator does, so that where that one is missing python is, too."""
+    low, high = OFFERED[level - 1]
+    count = int(rng.integers(low, high + 1))
+    there = wanted != NONE and rng.random() >= MISSING
+    if wanted == "calculator" and not there:
+        others = [tool for tool in others if tool != "python"]
+    offered = [others[i] for i in rng.permutation(len(others))[: count - there]]
+    if there:
+        offered.insert(int(rng.integers(len(offered) + 1)), wanted)
+    return offered
 
 
 def _filled(rng: Generator, phrasing: str) -> str:
