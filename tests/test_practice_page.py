@@ -1,4 +1,4 @@
-"""docs/practice.md has every family and every setting of practice, as the code has them."""
+"""docs/practice.md and docs/recipes.md have every family and every setting, as the code has them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,12 @@ import numpy as np
 import pytest
 
 from ayllu.reason.practice import TASKS
-from ayllu.train.distill import DistillSettings
-from ayllu.train.expert import ExpertSettings
-from ayllu.train.rl import RlSettings
-from ayllu.train.sft import SftSettings
-from ayllu.train.verifier import VerifierSettings
+from ayllu.recipe import TABLES, RunSettings, load_name
 
-PAGE = (Path(__file__).parents[1] / "docs" / "practice.md").read_text(encoding="utf-8")
-TABLES = {
-    "sft": SftSettings,
-    "expert": ExpertSettings,
-    "rl": RlSettings,
-    "verifier": VerifierSettings,
-    "distill": DistillSettings,
-}
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "practice.md").read_text(encoding="utf-8")
+RECIPES = (DOCS / "recipes.md").read_text(encoding="utf-8")
+PRACTICE = ("sft", "expert", "rl", "verifier", "distill")
 
 
 def shown(value: Any) -> str:
@@ -41,11 +33,14 @@ def row(field: dataclasses.Field[Any]) -> str:
     return f"| `{field.name}` | {shown(field.default)} | {may_be} | {about['help']} |"
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", ["", *TABLES])
 def test_every_setting_stands_in_its_section(table: str) -> None:
-    section = PAGE.partition(f"\n## `[{table}]`")[2].partition("\n## ")[0]
-    settings = [line for line in section.splitlines() if line.startswith("| `")]
-    assert settings == [row(field) for field in dataclasses.fields(TABLES[table])]
+    settings = load_name(TABLES[table]) if table else RunSettings
+    page = PAGE if table in PRACTICE else RECIPES
+    title = f"`[{table}]`" if table else "Above the tables"
+    section = page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert rows == [row(field) for field in dataclasses.fields(settings)]
 
 
 def test_every_family_stands_in_the_table() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import msgspec
 from starlette.responses import Response
 
-from ayllu.errors import AylluError, ContextLengthError, QueueFullError, RequestError
+from ayllu.errors import AylluError, ContextLengthError, GrammarFailedError, QueueFullError, RequestError
 
 
 class ErrorBody(msgspec.Struct):
@@ -73,4 +73,6 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, error.code, text, param=param)
     if isinstance(error, AylluError) and error.code in ("shutting_down", "engine_failed"):
         return ApiError(503, error.code, error.what, headers={"retry-after": "10"})
+    if isinstance(error, GrammarFailedError):
+        return ApiError(500, error.code, error.what)
     return ApiError(500, "internal_error", "the server failed on this request; its log names the place")

@@ -11,7 +11,9 @@ import openai
 import pytest
 from running_server import LONG, SHORT, USER, get, post, raw, wait_until
 
+from ayllu.errors import GrammarFailedError
 from ayllu.serve.connection import Connection
+from ayllu.serve.faults import as_api_error
 from ayllu.serve.limits import Limits
 from ayllu.serve.service import SamplingDefaults
 
@@ -190,3 +192,10 @@ def test_generation_config(tmp_path):
     assert SamplingDefaults.read(tmp_path) == SamplingDefaults(temperature=0.6, top_p=0.95)
     path.write_text('{"do_sample": false, "temperature": 0.6}')
     assert SamplingDefaults.read(tmp_path).temperature == 0.0
+
+
+def test_an_answer_that_cannot_go_on_has_its_own_code():
+    """The engine's word for it, which docs/errors.md has, and not a failure of the server's."""
+    made = as_api_error(GrammarFailedError("no token fits any more"))
+    assert (made.status, made.code) == (500, "grammar_failed")
+    assert as_api_error(ValueError("secret")).code == "internal_error"
