@@ -7,6 +7,7 @@ gets the answer alone.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -36,16 +37,19 @@ class Painter:
 
     def __init__(self, out: TextIO, err: TextIO, *, quiet: bool = False) -> None:
         self.out, self.err, self.quiet = out, err, quiet
-        self.kind, self.at_line_start = "", True
+        self.kind, self.call, self.at_line_start = "", "", True
         self.dim = err.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
     def paint(self, event: Event) -> None:
         """One event; "done" closes the line."""
         text = harmless(event.text)
-        if event.kind != self.kind:
+        # Of several results each has its line; so have calls, which come in pieces or whole.
+        if event.kind != self.kind or event.kind == "result" or (event.kind == "call" and _whole(self.call)):
             self._close()
+            self.call = ""
             text = {"call": "-> ", "result": "<- "}.get(event.kind, "") + text
             self.kind = event.kind
+        self.call += event.text if event.kind == "call" else ""
         if not text or (self.quiet and event.kind != "say"):
             return
         if event.kind == "say":
@@ -63,6 +67,14 @@ class Painter:
     def _write(self, stream: TextIO, text: str) -> None:
         stream.write(text)
         stream.flush()
+
+
+def _whole(call: str) -> bool:
+    """Whether `name {"arguments":"as JSON"}` is complete."""
+    try:
+        return isinstance(json.loads(call.partition(" ")[2]), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def goes_on_with_text(folder: Path) -> bool:
@@ -134,7 +146,7 @@ def _watched(
 def _painted(events: Iterable[Event], *, quiet: bool, silent: bool) -> dict[str, Any]:
     painter = Painter(sys.stdout, sys.stderr, quiet=quiet)
     said: dict[str, Any] = {"answer": "", "reasoning": "", "calls": []}
-    kind = ""
+    call = ""
     for event in events:
         if not silent:
             painter.paint(event)
@@ -143,14 +155,15 @@ def _painted(events: Iterable[Event], *, quiet: bool, silent: bool) -> dict[str,
         elif event.kind == "think":
             said["reasoning"] += event.text
         elif event.kind == "call":
-            if kind != "call":
-                said["calls"].append({"call": "", "result": None})
-            said["calls"][-1]["call"] += event.text
-        elif event.kind == "result" and said["calls"]:
-            said["calls"][-1]["result"] = event.text
-        elif event.kind == "done":
+            call += event.text
+        elif event.kind == "result":
+            call = ""
+        elif event.kind == "done" and event.answer is not None:
             said |= _counts(event.answer)
-        kind = event.kind
+            records = event.answer.records
+            said["calls"] = [{"call": f"{r.name} {r.arguments}".strip(), "result": r.text} for r in records]
+    if call:  # begun and not run: the tokens ended, or the calls that are allowed
+        said["calls"].append({"call": call, "result": None})
     return said
 
 
@@ -167,8 +180,7 @@ def paint_answer(
     return _painted([*events, Event("done", answer=answer)], quiet=quiet, silent=silent)
 
 
-def _counts(answer: Answer | None) -> dict[str, Any]:
-    assert answer is not None, "a done event carries its answer"
+def _counts(answer: Answer) -> dict[str, Any]:
     return {
         "finish_reason": answer.finish_reason,
         "tokens": answer.tokens,

@@ -22,16 +22,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_engine import Params, ScriptedEngine
 
-from ayllu import cli, talk
+from ayllu import cli, talk, terminal
 from ayllu.console import harmless
 from ayllu.errors import AylluError, CutOffError, NotUtf8Error, RequestError, UsageError
 from ayllu.reason import verify, vote
 from ayllu.reason.loop import Answer, Event
-from ayllu.reason.transcript import Chat, Kind, call_text
+from ayllu.reason.transcript import Chat, Kind, Transcript, call_text
 from ayllu.talk import Talk
 from ayllu.terminal import Painter, read_prompt
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.tools.calculator import CALCULATOR
+from ayllu.tools.session import Record
 from ayllu.tools.tool import Toolbox
 
 ROOT = Path(__file__).parent.parent
@@ -160,6 +161,23 @@ def test_run_quiet_and_json(model: str, capsys: Any) -> None:
         "tokens": json.loads(out)["tokens"],
         "thinking_tokens": json.loads(out)["thinking_tokens"],
     }
+
+
+def test_several_calls_of_one_turn_are_several(capsys: Any) -> None:
+    """Other families' calls come whole, one after another, and their results after all of them."""
+    asked = [f'calculator {{"expression": "{e}"}}' for e in ("1+2", "3*4")]
+    records = tuple(Record(*call.split(" ", 1), True, r) for call, r in zip(asked, ("3", "12"), strict=True))
+    done = Event("done", answer=Answer(Transcript(), "stop", records=records))
+    events = [Event("call", call) for call in asked] + [Event("result", "3"), Event("result", "12"), done]
+    said = terminal._painted(events, quiet=False, silent=False)
+    assert said["calls"] == [
+        {"call": asked[0], "result": "3"}, {"call": asked[1], "result": "12"},
+    ]  # fmt: skip
+    assert capsys.readouterr().err == f"-> {asked[0]}\n-> {asked[1]}\n<- 3\n<- 12\n"
+    pieces = [Event("call", "calculator "), Event("call", '{"expression"'), Event("call", ': "1'), done]
+    assert terminal._painted(pieces, quiet=True, silent=False)["calls"][-1] == {
+        "call": 'calculator {"expression": "1', "result": None,
+    }  # fmt: skip
 
 
 def several_answers(*said: str, cut: int = 0) -> Any:

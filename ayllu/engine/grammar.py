@@ -132,11 +132,15 @@ class _Pieces:
         self.size, self.lock = size, threading.Lock()
         self.grammars: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self.tokens = [tokenizer.piece_bytes(i) for i in range(size)]
-        # Control tokens have no text; a grammar can't get at them by their numbers either.
-        self.textless = np.array([i for i, piece in enumerate(self.tokens) if not piece], np.int64)
+        # A grammar gets at no control token, neither by its number nor, where a family's have a text (Qwen's
+        # <think>), inside of a string: whoever reads the answer would obey it.
+        control = frozenset(tokenizer.control.values())
+        barred = [i for i, piece in enumerate(self.tokens) if not piece or i in control]
+        self.textless = np.array(barred, np.int64)
         self.tokens.append(b"<end>")
         self.eos_token_id, self.bos_token_id, self.special_token_ids = size, None, [size]
-        self._ids = {piece: i for i, piece in reversed(list(enumerate(self.tokens[:size]))) if piece}
+        usual = [(piece, i) for i, piece in enumerate(self.tokens[:size]) if piece and i not in control]
+        self._ids = dict(reversed(usual))
         self._longest = max(map(len, self._ids), default=1)
         self._tokenizer = weakref.ref(tokenizer)
         self.inner = LLTokenizer(TokenizerWrapper(self), n_vocab=size + 1)

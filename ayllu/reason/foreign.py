@@ -18,7 +18,7 @@ from ayllu.errors import RequestError
 from ayllu.reason.formats import PLAIN
 from ayllu.reason.formats.form import Does
 from ayllu.reason.formats.habits import Habits, habits_of
-from ayllu.reason.formats.history import History, as_history, described, one_at_a_time, schema
+from ayllu.reason.formats.history import History, as_declared, as_history, described, one_at_a_time, schema
 from ayllu.reason.formats.reading import Machine, Piece
 from ayllu.reason.formats.spans import ReadSpan, TurnReader, read_rendering, spans_of
 from ayllu.reason.template import ChatTemplate, Rendered, Run, load_template
@@ -140,7 +140,9 @@ class TemplateChat:
             frozenset(self._names.values()),
             kind=Kind.THINK if self.thinks(transcript) else Kind.SAY,
             sampled=True,
-            bare=isinstance(transcript, Conversation) and bool(transcript.tools),
+            offered=frozenset(tool["function"]["name"] for tool in transcript.tools)
+            if isinstance(transcript, Conversation)
+            else frozenset(),
         )
         decoder = StreamDecoder(self.tokenizer, continues=self.continues(transcript))
         return TurnReader(machine, decoder, self._names, self._ends)
@@ -158,7 +160,9 @@ class TemplateChat:
 
     def calls(self, transcript: Transcript) -> list[Heard]:
         """The calls of the model's last turn."""
-        return [call for span in transcript.latest if isinstance(span, ReadSpan) for call in span.calls]
+        tools = transcript.tools if isinstance(transcript, Conversation) else ()
+        spans = [span for span in transcript.latest if isinstance(span, ReadSpan)]
+        return [as_declared(call, tools) for span in spans for call in span.calls]
 
     def answer(self, transcript: Transcript) -> str | None:
         """What the model said after the last user turn, or None."""
@@ -214,7 +218,8 @@ class TemplateChat:
         said = self.to_message(transcript) if transcript.latest else None
         messages = as_history([*transcript.messages, *([said] if said else []), *new], self.form)
         rendered, given = self._render(messages, transcript.tools, transcript.options)
-        at = self._end_of_answer(transcript, said, rendered) if said else None
+        apart = given is not messages  # then calls made at once stand in the rendering one after another
+        at = self._end_of_answer(transcript, said, rendered) if said and not apart else None
         if at is None:
             return self._conversation(given, transcript.tools, transcript.options, rendered)
         ended = transcript.latest[-1].ids[-1:] and transcript.latest[-1].ids[-1] in self._ends

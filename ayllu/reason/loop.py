@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ayllu.errors import QueueFullError
-from ayllu.reason.thinking import left_over
+from ayllu.reason.thinking import left_over, thought_tokens
 from ayllu.reason.transcript import Chat, Kind, Transcript
 from ayllu.tools.calls import CallForm, call_grammar
 from ayllu.tools.session import MAX_CALLS, Record, Rules, Session
@@ -110,7 +110,7 @@ class Turn:
         self.session = Session(toolbox, rules or Rules(max_calls=max_calls), recorded=recorded)
         self.handle: Any = None  # the engine's sequence, or None while one is to be submitted
         self.answer: Answer | None = None
-        self.segment = self.thinking = self.thoughts = 0
+        self.segment = self.thinking = self.thought = 0
         self.logprobs: list[float] = []
         self.reader = chat.reader(transcript)
 
@@ -131,7 +131,7 @@ class Turn:
             room = self.engine.context_length - len(ids)
             params = replace(params, max_tokens=min(params.max_tokens - len(self.logprobs), room))
         if self.segment:
-            params = left_over(params, self.chat, self.transcript, self.thinking - 2 * self.thoughts)
+            params = left_over(params, self.chat, self.transcript, self.thought)
         self.handle = self.engine.submit(ids, params)
         self.reader = self.chat.reader(self.transcript)
 
@@ -170,8 +170,9 @@ class Turn:
         """What the engine sampled becomes the conversation's."""
         self.logprobs += self.handle.logprobs
         self.transcript = self.chat.extend(self.transcript, self.handle.token_ids)
-        thoughts = [len(span.ids) for span in self.transcript.latest if span.kind == Kind.THINK]
-        self.thinking, self.thoughts = self.thinking + sum(thoughts), self.thoughts + len(thoughts)
+        thoughts = [span.ids for span in self.transcript.latest if span.kind == Kind.THINK]
+        self.thinking += sum(map(len, thoughts))
+        self.thought += sum(thought_tokens(ids, self.params.thinking) for ids in thoughts)
         self.handle = None
 
     def _finish(self, reason: str, told: str = "") -> list[Event]:

@@ -2,12 +2,14 @@
 
 The engine puts the end of a thought in when the bound is reached, whatever the model was about to write
 (engine/budget.py). A model whose practice had budgets (`budgets` in the table `[sft]`) is told the number as
-well, in its system turn: it then thinks in fewer steps, where one that is only cut off goes on aloud in its
-answer (docs/evaluation.md). That it was taught stands in its folder's generation_config.json.
+well, in its system turn, and has practised to answer with what it has when the thought ends there, where one
+that is only cut off goes on aloud in its answer (docs/evaluation.md). That it was taught stands in its
+folder's generation_config.json.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,12 +71,25 @@ def left_over(params: SamplingParams, chat: Thinker, transcript: Transcript, tho
     return replace(params, thinking=replace(budget, maximum=left, opened=chat.thinks(transcript)))
 
 
+def thought_tokens(ids: Sequence[int], budget: ThinkingBudget | None) -> int:
+    """Tokens of a thought between its marks, which are what a budget bounds: the first may be the prompt's,
+    and behind the last there may be white space."""
+    if budget is None:
+        return 0
+    inner = ids[1:] if ids and ids[0] == budget.open_id else ids
+    return inner.index(budget.close_id) if budget.close_id in inner else len(inner)
+
+
 def told(messages: Sequence[dict[str, Any]], budget: int) -> list[dict[str, Any]]:
-    """`messages` whose system turn says the budget, in a line of its own at its end."""
+    """`messages` whose system turn (the last, of several at the beginning) says the budget, in a line of
+    its own at its end."""
     words, found = budget_words(budget), list(messages)
-    if found and found[0].get("role") in ("system", "developer") and isinstance(found[0]["content"], str):
-        text = "\n".join(part for part in (found[0]["content"], words) if part)
-        return [{**found[0], "content": text}, *found[1:]]
+    leading = itertools.takewhile(lambda message: message.get("role") in ("system", "developer"), found)
+    last = len(list(leading)) - 1
+    if last >= 0 and isinstance(found[last]["content"], str):
+        text = "\n".join(part for part in (found[last]["content"], words) if part)
+        found[last] = {**found[last], "content": text}
+        return found
     return [{"role": "system", "content": words}, *found]
 
 

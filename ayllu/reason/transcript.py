@@ -71,13 +71,15 @@ class Span:
 class Heard:
     """A call that a model wrote: name, JSON text of the arguments, the id that it gave, if any.
 
-    `error` says what is wrong with a call that can't be read; the name may be empty then.
+    `error` says what is wrong with a call that can't be read; the name may be empty then. `texts`: arguments
+    that came as bare texts, before they were taken for JSON.
     """
 
     name: str
     arguments: str
     id: str = ""
     error: str = ""
+    texts: tuple[tuple[str, str], ...] = ()
 
     @property
     def text(self) -> str:

@@ -2,7 +2,7 @@
 
 Wang et al. 2022 (arXiv 2203.11171): wrong ways of thinking end in many places, right ones in one. Answers are
 compared in a canonical form, so that `1,250`, `1250.0` and `1250.` are one vote. Answers that were cut
-off have no vote.
+off, and empty ones, have no vote.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def winner(answers: Sequence[str | None], weights: Sequence[float] | None = None
     for place, (text, weight) in enumerate(
         zip(answers, weights or [1.0] * len(answers), strict=True),
     ):
-        if text is None:
+        if text is None or not text.strip():
             continue
         key = canonical(text)
         first.setdefault(key, place)
@@ -67,7 +67,7 @@ def agreeing(
     """The place of the chosen answer (None: nobody has answered) and how many agree with it.
 
     Chosen by count, or by the sum of `scores`, or with `best` by the highest single score."""
-    given = [place for place, text in enumerate(texts) if text is not None]
+    given = [place for place, text in enumerate(texts) if text is not None and text.strip()]
     if best and given:
         assert scores is not None
         place: int | None = max(given, key=lambda n: (scores[n], -n))

@@ -43,11 +43,14 @@ class CallersTools(Toolbox):
 
     def _sound(self, call: Heard) -> bool:
         try:
-            return (
-                not call.error and call.name in self.offered and isinstance(json.loads(call.arguments), dict)
-            )
+            arguments = json.loads(call.arguments, parse_constant=_refuse)  # NaN is none of JSON's words
+            return not call.error and call.name in self.offered and isinstance(arguments, dict)
         except (ValueError, RecursionError):
             return False
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,23 @@ the passages is somebody's text: the model reads it as a result, never as contro
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ayllu.errors import InputNotFoundError
+from ayllu.errors import InputNotFoundError, UsageError
 from ayllu.tools.tool import Tool, ToolError, cut
 
 SUFFIXES = (".txt", ".md", ".rst", ".org")
 MAX_FILES, MAX_FILE, MAX_TOTAL = 5000, 4 << 20, 64 << 20  # files; bytes of one; bytes of all
+MAX_ENTRIES = 100_000  # files and folders that are looked at
 MAX_LINES, MAX_PASSAGE = 12, 900  # of a passage: lines, characters
 MAX_QUERY, MAX_SHOWN, SHOWN = 300, 600, 3  # characters; characters of a quoted passage; passages
 K1, B = 1.2, 0.75
@@ -63,7 +66,7 @@ def terms(text: str) -> Iterator[tuple[str, float]]:
 def passages(file: str, text: str) -> Iterator[Passage]:
     """A file's passages: paragraphs, long ones in parts."""
     begun, last, lines, size = 0, 0, list[str](), 0
-    for number, line in enumerate([*text.splitlines(), ""], 1):
+    for number, line in enumerate([*text.split("\n"), ""], 1):  # as editors count, which is no form feed's
         for part in _parts(line.rstrip()):
             full = len(lines) >= MAX_LINES or size + len(part) > MAX_PASSAGE
             if lines and (not part.strip() or full):
@@ -100,7 +103,7 @@ class Documents:
         for name, text in self._texts():
             self.files.append(name)
             self.passages += passages(name, text)
-        self._postings: dict[str, list[tuple[int, float]]] = {}
+        self._postings: dict[str, tuple[array[int], array[float]]] = {}  # passages; how often in each
         self._lengths: list[float] = []
         for number, passage in enumerate(self.passages):
             counts: Counter[str] = Counter()
@@ -108,12 +111,20 @@ class Documents:
                 counts[term] += weight  # type: ignore[assignment]
             self._lengths.append(sum(counts.values()))
             for term, count in counts.items():
-                self._postings.setdefault(term, []).append((number, count))
+                places, often = self._postings.setdefault(term, (array("I"), array("d")))
+                places.append(number)
+                often.append(count)
         self._mean = sum(self._lengths) / len(self._lengths) if self._lengths else 1.0
 
     def _texts(self) -> Iterator[tuple[str, str]]:
         total = 0
-        for path in sorted(self.folder.rglob("*")):
+        every = list(itertools.islice(self.folder.rglob("*"), MAX_ENTRIES + 1))
+        if len(every) > MAX_ENTRIES:
+            raise UsageError(
+                f"{self.folder} holds more than {MAX_ENTRIES:,} files and folders",
+                fix="name a smaller folder",
+            )
+        for path in sorted(every):
             if path.suffix.lower() not in SUFFIXES:
                 continue
             name = path.relative_to(self.folder).as_posix()
@@ -146,9 +157,9 @@ class Documents:
         scores: Counter[int] = Counter()
         count = len(self.passages)
         for term in {term for term, _ in terms(query)}:
-            found = self._postings.get(term, ())
-            rarity = math.log(1 + (count - len(found) + 0.5) / (len(found) + 0.5))
-            for number, often in found:
+            places, found = self._postings.get(term, (array("I"), array("d")))
+            rarity = math.log(1 + (count - len(places) + 0.5) / (len(places) + 0.5))
+            for number, often in zip(places, found, strict=True):
                 length = self._lengths[number] / self._mean
                 scores[number] += rarity * often * (K1 + 1) / (often + K1 * (1 - B + B * length))  # type: ignore
         best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:most]

@@ -114,8 +114,15 @@ def open_tools(
             servers = stack.enter_context(Servers(read_servers(Path(where))))
             for one, why in servers.skipped.items():
                 tell(f"mcp: {one} is not offered: {why}")
-            made = servers.tools
-        tools += [tool for tool in made if all(tool.name != other.name for other in tools)]
+            made = [tool for tool in servers.tools if tool.name not in TABLE]
+            for tool in servers.tools:
+                if tool.name in TABLE:  # of a server `ask` the tool `user`, say
+                    tell(f"mcp: {tool.name} is not offered: a tool of Ayllu's has that name")
+        for tool in made:
+            if all(tool.name != other.name for other in tools):
+                tools.append(tool)
+            elif name != "sql":  # one tool for all its files
+                tell(f"{name}={where}: a second tool {tool.name} is not offered")
     return tools
 
 

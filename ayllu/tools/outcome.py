@@ -19,6 +19,7 @@ class Limits:
     open_files: int = 64
     file_bytes: int = 64 * MiB  # one file
     disk: int = 128 * MiB  # all of the work folder, what was there before included
+    unseen: int = 512 * MiB  # by which the disk may get fuller beyond that: removed files may still be open
     entries: int = 1000  # files and folders in the work folder
     output: int = 64 * 1024  # bytes kept of stdout, and as many of stderr; more is cut in the middle
 
@@ -70,9 +71,12 @@ class Level:
 def level_of(walls: dict[str, str], user: int, abi: int) -> Level:
     standing = tuple(wall for wall in WALLS if not walls[wall])
     missing = {wall: why for wall, why in walls.items() if why}
-    apart = [wall for wall in ("namespaces", "landlock") if wall in standing]
+    # Before ABI 3 Landlock doesn't govern truncation: alone it would let the interpreter's files be emptied.
+    alone = ("namespaces",) if abi < 3 else ("namespaces", "landlock")
+    apart = [wall for wall in alone if wall in standing]
     rest = {"seccomp", "privileges", "limits"} <= set(standing)
-    name = "none" if not (apart and rest) else "full" if len(apart) == 2 else apart[0]
+    safe = apart and rest and user != 0  # root without capabilities still owns the system's files
+    name = "none" if not safe else "full" if len(apart) == 2 else apart[0]
     return Level(name, standing, missing, user, abi)
 
 

@@ -55,7 +55,7 @@ def python_tool(sandbox: Sandbox) -> Tool:
             "required": ["code"],
         },
         run=lambda arguments: run_python(sandbox, arguments),
-        varies=sandbox.work_folder is not None,  # its files are what a program finds
+        varies=True,  # it may look at its files, at the time, draw numbers
     )
 
 

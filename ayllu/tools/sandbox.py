@@ -13,7 +13,8 @@ time, memory, threads, descriptors, disk and output. How each wall is built stan
 without either of the two, or without one of the others, a Sandbox is refused, unless `allow_unsafe` says
 otherwise.
 
-Not covered: faults of the kernel itself, what can be learnt from timing, GPUs. Against an attacker rather
+Not covered: faults of the kernel itself, what can be learnt from timing, GPUs; at the level "landlock"
+which files there are on the host, their sizes and times (not what is in them). Against an attacker rather
 than a model, put a virtual machine round all of it.
 """
 
@@ -47,6 +48,7 @@ from ayllu.tools.walls.keeper import send
 __all__ = ["WALLS", "Level", "Limits", "MiB", "Outcome", "Sandbox", "Tape"]
 NOBODY = 65534
 WATCH_SECONDS = 0.01  # how often the work folder is measured while code runs
+_SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr")
 FLOOD = 64  # times the output limit after which a call is stopped, not only cut
 
 
@@ -78,6 +80,7 @@ class Sandbox:
         self._private = Path(tempfile.mkdtemp(prefix="ayllu-sandbox-"))
         self._private.chmod(0o711)  # an ordinary user passes through; what lies inside has rights of its own
         self._turn, self._sending, self._calls = threading.Lock(), threading.Lock(), 0
+        self._running: set[socket.socket] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._close = weakref.finalize(self, _remove, self._private)
         try:
@@ -86,7 +89,7 @@ class Sandbox:
                 raise RefusedError(
                     "code of a model is not run on this machine",
                     why=f"it would not be kept in: {self._level}",
-                    fix="use a Linux kernel of 5.13 or newer, or a virtual machine round the whole "
+                    fix="use a Linux kernel of 6.2 or newer, or a virtual machine round the whole "
                     "program; Sandbox(allow_unsafe=True) runs code that you have read yourself",
                 )
         except BaseException:
@@ -123,6 +126,9 @@ class Sandbox:
 
     def close(self) -> None:
         """End the warm interpreter and remove what was private. Running calls are stopped."""
+        for control in tuple(self._running):
+            with contextlib.suppress(OSError):
+                control.send(b"k")
         if self._process is not None:
             self._channel.close()
             self._process.kill()
@@ -205,14 +211,17 @@ class Sandbox:
             return Outcome("", text, None, "disk", 0.0)
         before = folders.sizes(folder)
         request = {"folder": name, "limits": asdict(self.limits), "code": code, "show_value": show_value}
+        least = _free(folder) - self.limits.disk - self.limits.unseen
         started = time.monotonic()
         control, out, err = self._submit(request)
         with control:
+            self._running.add(control)
             try:
                 tapes, report, why = self._watch(
-                    control, out, err, lambda: self._overfull(folder, start), started
+                    control, out, err, lambda: self._overfull(folder, start) or _free(folder) < least, started
                 )
             finally:
+                self._running.discard(control)
                 os.close(out)
                 os.close(err)
         if "wall" in report:
@@ -315,6 +324,13 @@ class Sandbox:
         return not now.whole or now.bytes > max(self.limits.disk, start.bytes)
 
 
+def _free(folder: Path) -> int:
+    """Bytes free on the disk of a folder. Files that are removed while they are open take room that no folder
+    shows."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
 def _read(descriptor: int, tape: Tape) -> bool:
     """Take what is there; False at the end."""
     try:
@@ -347,6 +363,25 @@ def _checked_folder(folder: Path) -> Path:
                 why=f"it holds your {what}, and code may change and remove everything in its work folder",
                 fix="make an empty folder for it",
             )
+    for hooks in (".git", ".hg", ".svn"):
+        if (folder / hooks).exists():
+            raise RefusedError(
+                f"{folder} is not given to model-written code",
+                why=f"what code writes into {hooks} runs with your rights when you use that program next",
+                fix="give a folder inside of it, or an empty one",
+            )
+    if folder.is_relative_to(package) or folder.is_relative_to(library):
+        raise RefusedError(
+            f"{folder} is not given to model-written code",
+            why="it belongs to the program or to Python, which run what lies there",
+            fix="make an empty folder for it",
+        )
+    if os.geteuid() == 0 and any(folder.is_relative_to(path) for path in _SYSTEM):
+        raise RefusedError(
+            f"{folder} is not given to model-written code",
+            why="it belongs to the system, and would be handed to the user as whom code runs",
+            fix="make an empty folder for it elsewhere",
+        )
     return folder
 
 

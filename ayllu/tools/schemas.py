@@ -44,7 +44,11 @@ def held_schema(parameters: Any) -> tuple[dict[str, Any], list[str]]:
     if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
         raise ValueError("parameters must be the schema of an object: a call's arguments are one")
     schema["type"] = "object"
-    if schema.get("properties") and "additionalProperties" not in schema and not schema.keys() & set(_JOINED):
+    declared, wanted = schema.get("properties"), schema.get("required")
+    closed = "additionalProperties" not in schema and not schema.keys() & set(_JOINED)
+    # One that is required and not declared may be anything, and there has to be room for it.
+    known = not isinstance(wanted, list) or not isinstance(declared, dict) or declared.keys() >= set(wanted)
+    if declared and closed and known:
         schema["additionalProperties"] = False
     return schema, sorted(set(dropped))
 

@@ -7,10 +7,11 @@
 Only SELECT is answered, nothing can be changed, and neither files nor the network can be reached: queries
 run in a process of their own behind walls (`sql_worker.py`), with limits on time, memory and rows. Small
 databases share one such process, a database of files has its own. A query that breaks it costs that query
-alone: the next one gets a new process with the same tables.
+alone: the next one gets a new process with the same tables (files that have changed by then are refused).
 
 The text of a result is canonical: one row a line, values with ` | ` between them, numbers as the
-calculator writes them, `(no rows)` for none, a visible mark where rows were left out.
+calculator writes them, line ends and other control characters of a text as `\\n`, so that no value can pass
+for a row, `(no rows)` for none, a visible mark where rows were left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import re
 import select
 import subprocess
 import sys
@@ -38,9 +41,11 @@ MAX_QUERY = 2000  # characters
 MAX_ROWS = 50
 SECONDS = 2.0  # for one query
 SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _KINDS = ("integer", "number", "text", "date", "boolean")
 _GRACE = 3.0  # seconds after its time limit in which a query may still end by itself
 _LOADING = 120.0  # seconds for opening tables or files
+_LONGEST = 16 << 20  # bytes of an answer: 50 rows of 100 values with 500 characters of four bytes take less
 Column = tuple[str, str]
 
 
@@ -66,14 +71,22 @@ class _Worker:
     """A process that answers; a new one in its place when it had to be ended."""
 
     def __init__(self, paths: Sequence[str] = ()) -> None:
-        self.paths, self.lock = list(paths), threading.Lock()
+        self.paths, self.lock, self._asked = list(paths), threading.Lock(), 0
+        self._state: list[tuple[int, int, int]] | None = None  # of the files when they were read
         self._process: subprocess.Popen[bytes] | None = None
         self.hello: dict[str, Any] = {}
         self.close: Callable[[], object] = lambda: None  # ends the process
 
     def start(self) -> dict[str, Any]:
-        """What a new process says first."""
+        """What a new process says first. It reads the files again, and may find others in their place."""
         self.close()
+        try:
+            state = [(s.st_ino, s.st_size, s.st_mtime_ns) for s in map(os.stat, self.paths)]
+        except OSError as error:
+            return {"error": f"a data file is gone: {error.strerror}"}
+        if self._state not in (None, state):
+            return {"error": "a data file has changed since it was read"}
+        self._state = state
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-m", "ayllu.tools.sql_worker", *self.paths],
             stdin=subprocess.PIPE,
@@ -93,25 +106,38 @@ class _Worker:
             if "error" in hello:
                 return hello
         assert self._process is not None and self._process.stdin is not None
+        self._asked += 1
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.write(json.dumps({**request, "id": self._asked}).encode() + b"\n")
             self._process.stdin.flush()
+            answer = self._read(patience)
         except OSError:
             return None
-        return self._read(patience)
+        except BaseException:  # Ctrl-C: what is still to come would be taken for the next answer
+            self.close()
+            raise
+        if answer is not None and answer.pop("id", 0) != self._asked:
+            self.close()
+            return None
+        return answer
 
     def _read(self, patience: float) -> dict[str, Any] | None:
         process = self._process
         assert process is not None and process.stdout is not None
-        line, until = b"", time.monotonic() + patience
-        while not line.endswith(b"\n"):
+        parts, size, until = list[bytes](), 0, time.monotonic() + patience
+        while not parts or not parts[-1].endswith(b"\n"):
             ready, _, _ = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
             part = process.stdout.read1(1 << 20) if ready else b""  # type: ignore[attr-defined]
-            if not part:
+            size += len(part)
+            if not part or size > _LONGEST:
                 self.close()
                 return None
-            line += part
-        answer: dict[str, Any] = json.loads(line)
+            parts.append(part)
+        try:
+            answer: dict[str, Any] = json.loads(b"".join(parts))
+        except ValueError:
+            self.close()
+            return None
         return answer
 
 
@@ -148,7 +174,8 @@ class Database:
     ) -> Database:
         """A table for each data file (.csv, .tsv, .parquet, .json, .jsonl), named after it.
 
-        They are read now; later changes of the files aren't seen. InputNotFoundError for what isn't there,
+        They are read now; later changes aren't seen, but for a query that breaks the process: the next one
+        reads them again, and is told if they have changed. InputNotFoundError for what isn't there,
         RequestError for what can't be read.
         """
         found = [Path(path).absolute() for path in paths]
@@ -226,8 +253,10 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and math.isfinite(value):
-        return canonical(Fraction(value).limit_denominator(10**6))
-    return "null" if value is None else str(value)
+        near = Fraction(value).limit_denominator(10**6)  # 0.30000000000000004 is 0.3
+        exact = abs(float(near) - value) > 1e-12 * abs(value)
+        return canonical(Fraction(repr(value)) if exact else near)
+    return "null" if value is None else _CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(value))
 
 
 def sql_tool(database: Database) -> Tool:

@@ -26,7 +26,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import duckdb
 
@@ -35,6 +35,7 @@ DUCKDB_MEMORY = "400MB"
 MOST_DATABASES = 64  # open at once; the parent opens one again that had to go
 ASKED = ("/proc/self/cgroup", "/proc/meminfo", "/sys/fs/cgroup")
 MAX_VALUE = 500  # characters of one value of a result
+MOST_COLUMNS = 100  # of a result
 TYPES = {"integer": "BIGINT", "number": "DOUBLE", "text": "VARCHAR", "date": "DATE", "boolean": "BOOLEAN"}
 READERS = {
     ".csv": "read_csv(?)",
@@ -136,6 +137,8 @@ def ask(base: duckdb.DuckDBPyConnection, query: str, most: int, seconds: float) 
             return {"error": "one SELECT, and nothing else, is answered"}
         found = base.execute(statements[0])
         columns = [column[0] for column in found.description or ()]
+        if len(columns) > MOST_COLUMNS:
+            return {"error": f"a result has at most {MOST_COLUMNS} columns"}
         rows = found.fetchmany(most + 1)
     except duckdb.InterruptException:
         return {"error": "the query takes too long"}
@@ -173,6 +176,8 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, decimal.Decimal):
+        if decimal.Decimal(repr(float(value))) != value:  # more digits than a float has: cents of large sums
+            return format(value, "f")
         value = float(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
@@ -211,6 +216,7 @@ def main(paths: list[str]) -> None:
     """Serve requests until the input ends."""
     bases: OrderedDict[int, duckdb.DuckDBPyConnection] = OrderedDict()
     reply: dict[str, Any] = {}
+    out = _own_output()
     try:
         if paths:
             bases[0] = from_files(paths)
@@ -220,28 +226,37 @@ def main(paths: list[str]) -> None:
     except (duckdb.Error, KeyError) as error:
         reply = {"error": " ".join(str(error).split())[:300]}
     threading.Thread(target=WATCH.run, daemon=True).start()
-    _send(reply)
+    _send(out, reply)
     for line in sys.stdin:
         request = json.loads(line)
-        number = request["database"]
+        number, asked = request["database"], {"id": request["id"]}
         if "tables" in request:
             try:
                 bases[number] = opened(request["tables"])
-                _send({})
+                _send(out, asked)
             except (duckdb.Error, KeyError, MemoryError) as error:
-                _send({"error": " ".join(str(error).split())[:300]})
+                _send(out, asked | {"error": " ".join(str(error).split())[:300]})
         elif number not in bases:
-            _send({"missing": True})
+            _send(out, asked | {"missing": True})
         else:
             bases.move_to_end(number)
-            _send(ask(bases[number], request["query"], request["most"], request["seconds"]))
+            _send(out, asked | ask(bases[number], request["query"], request["most"], request["seconds"]))
         while len(bases) > MOST_DATABASES:
             bases.popitem(last=False)[1].close()
 
 
-def _send(reply: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(reply) + "\n")
-    sys.stdout.flush()
+def _own_output() -> TextIO:
+    """Where answers go. What DuckDB prints (a log of queries can be told to) doesn't get among them."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return out
+
+
+def _send(out: TextIO, reply: dict[str, Any]) -> None:
+    out.write(json.dumps(reply) + "\n")
+    out.flush()
 
 
 if __name__ == "__main__":

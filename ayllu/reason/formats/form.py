@@ -93,9 +93,11 @@ def call_of(value: Any, keys: Sequence[str] = ("arguments", "parameters")) -> He
     if not isinstance(given, dict):
         raise UnreadableError("a call must have arguments, a JSON object")
     number = value.get("id")
-    return Heard(
-        value["name"], json.dumps(given, ensure_ascii=False), number if isinstance(number, str) else ""
-    )
+    try:
+        arguments = json.dumps(given, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:  # 1e999 is read as infinity, for which JSON has no word
+        raise UnreadableError("a number of the call is too large") from error
+    return Heard(value["name"], arguments, number if isinstance(number, str) else "")
 
 
 def json_value(text: str, at: int = 0) -> tuple[Any, int]:

@@ -42,7 +42,8 @@ _RESULT = {"role": "tool", "content": "2335 m", "tool_call_id": "abc123def", "na
 @dataclass(frozen=True)
 class Habits:
     """`tools`: the template describes those on offer; where it only writes calls, we describe them.
-    `calls`: the history may have calls, `arguments_as_text` and with `no_content` at all if need be.
+    `calls`: the history may have calls, `arguments_as_text` and with `no_content` at all if need be;
+    `words_cost_calls`: beside a content that isn't empty the template leaves them out.
     `thoughts_in_turn` and `thoughts_after`: whether a thought stays
     in the history until the turn ends, and after the next question; where it doesn't, the conversation
     is rendered anew."""
@@ -51,6 +52,7 @@ class Habits:
     calls: bool = False
     arguments_as_text: bool = False
     no_content: bool = False
+    words_cost_calls: bool = False
     thoughts_in_turn: bool = False
     thoughts_after: bool = False
 
@@ -68,12 +70,14 @@ def habits_of(template: ChatTemplate, read: Reading) -> Habits:
                 rendered = _tried(template, [_USER, call, _RESULT], **more)
                 if rendered is None or not _comes_back(read(rendered.runs)[0]):
                     continue
+                beside = _tried(template, [_USER, {**call, "content": "Let me look."}, _RESULT], **more)
                 in_turn = _tried(template, [_USER, {**call, "reasoning_content": _THOUGHT}, _RESULT], **more)
                 return Habits(
                     tools=_shows(offered, "altitude") and _shows(offered, "place"),
                     calls=True,
                     arguments_as_text=as_text,
                     no_content=no_content,
+                    words_cost_calls=beside is None or not _comes_back(read(beside.runs)[0]),
                     thoughts_in_turn=_shows(in_turn, _THOUGHT),
                     thoughts_after=after,
                 )

@@ -9,6 +9,7 @@ turn (Qwen) or in a tool's (Hermes). Qwen 3 Coder writes the arguments one by on
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from ayllu.reason.formats.form import (
@@ -31,28 +32,43 @@ _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
 def read(parts: Parts) -> list[Heard]:
     """JSON objects, or Qwen 3 Coder's functions."""
     text = "".join(text for _, text in parts).strip()
-    return [_function(text)] if text.startswith(_FUNCTION) else json_calls(text)
+    if not text.startswith(_FUNCTION):
+        return json_calls(text)
+    found = list[Heard]()
+    while text:
+        heard, text = _function(text)
+        found.append(heard)
+    return found
 
 
-def _function(text: str) -> Heard:
-    """One function with its parameters. What is JSON is taken as JSON, all other values are text."""
+def _function(text: str) -> tuple[Heard, str]:
+    """One function with its parameters, and the text behind it. What is JSON is taken as JSON until the
+    tool's schema is known (`as_declared`), all other values are text."""
     name, sign, rest = text[len(_FUNCTION) :].partition(">")
-    if not sign:
+    if not sign or not text.startswith(_FUNCTION):
         raise UnreadableError("the function's name has no end")
     arguments: dict[str, Any] = {}
-    while (at := rest.find(_PARAMETER)) >= 0:
-        key, sign, rest = rest[at + len(_PARAMETER) :].partition(">")
+    texts = list[tuple[str, str]]()
+    while (rest := rest.lstrip()).startswith(_PARAMETER):
+        key, sign, rest = rest[len(_PARAMETER) :].partition(">")
         value, end, rest = rest.partition(_PARAMETER_END)
         if not sign or not end:
             raise UnreadableError(f"the parameter {key[:40]!r} has no end")
         value = value.removeprefix("\n").removesuffix("\n")
         try:
-            arguments[key] = json.loads(value)
+            arguments[key] = json.loads(value, parse_constant=_refuse)
+            json.dumps(arguments[key], allow_nan=False)  # 1e999 is read as infinity
         except (ValueError, RecursionError):
             arguments[key] = value
-    if rest.strip() not in ("", _FUNCTION_END):
+        texts.append((key, value))
+    if rest and not rest.startswith(_FUNCTION_END):
         raise UnreadableError("there is more than parameters in the function")
-    return named_call(name, json.dumps(arguments, ensure_ascii=False))
+    heard = named_call(name, json.dumps(arguments, ensure_ascii=False))
+    return replace(heard, texts=tuple(texts)), rest.removeprefix(_FUNCTION_END).strip()
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
 
 
 HERMES = Format(

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ayllu.errors import RequestError
 from ayllu.reason.formats.form import Format
-from ayllu.reason.transcript import Offer, offered_name
+from ayllu.reason.transcript import Heard, Offer, offered_name
 from ayllu.tools.tool import Tool
 
 if TYPE_CHECKING:
@@ -31,6 +31,20 @@ def schema(offer: Offer) -> dict[str, Any]:
     elif isinstance(offer, dict):
         given |= {key: value for key, value in offer["function"].items() if value is not None}
     return {"type": "function", "function": given}
+
+
+def as_declared(call: Heard, tools: Sequence[dict[str, Any]]) -> Heard:
+    """A call whose arguments came as bare texts, each as its tool declares it: what is to be a string is one,
+    also where the text would be JSON (`12345`, a file's `{"a": 1}`)."""
+    if not call.texts:
+        return call
+    known = [tool["function"].get("parameters") for tool in tools if tool["function"]["name"] == call.name]
+    properties = (known[0] or {}).get("properties", {}) if known else {}
+    arguments = json.loads(call.arguments)
+    for key, text in call.texts:
+        if isinstance(one := properties.get(key), dict) and one.get("type") == "string":
+            arguments[key] = text
+    return replace(call, arguments=json.dumps(arguments, ensure_ascii=False))
 
 
 def described(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -138,7 +152,8 @@ class History:
             }
             for call in message["tool_calls"]
         ]
-        content = message.get("content") or (None if self.habits.no_content else "")
+        content = message.get("content") if not self.habits.words_cost_calls else None
+        content = content or (None if self.habits.no_content else "")
         return {**message, "content": content, "tool_calls": calls}
 
     def _arguments(self, given: Any) -> Any:

@@ -50,8 +50,8 @@ class Machine:
     """Reads one turn of a model (`sampled`) or a whole rendered conversation.
 
     `control`: the names that are tokens; all other marks are text. `kind`: what is being read first (None:
-    nothing, a turn has to begin). `bare`: whether a call may stand without a mark. `news` is what became
-    readable since it was last emptied, as (kind, text).
+    nothing, a turn has to begin). `offered`: the tools that a call of the model's without a mark may be one
+    of. `news` is what became readable since it was last emptied, as (kind, text).
     `said` are the tokens whose text is part of an answer.
     """
 
@@ -62,10 +62,10 @@ class Machine:
         *,
         kind: Kind | None,
         sampled: bool,
-        bare: bool = False,
+        offered: frozenset[str] = frozenset(),
     ) -> None:
-        self.form, self.kind, self.sampled = form, kind, sampled
-        self.bare = bare and form.bare
+        self.form, self.kind, self.sampled, self.offered = form, kind, sampled, offered
+        self.bare = bool(offered) and form.bare
         self.pieces: list[Piece] = []
         self.news: list[tuple[Kind, str]] = []
         self._texts = [name for name in form.marks if name not in control]
@@ -303,10 +303,14 @@ class Machine:
         piece = self._piece
         assert piece is not None
         try:
-            piece.calls = tuple(
-                Heard(*map(without_halves, (call.name, call.arguments, call.id, call.error)))
-                for call in self.form.read(self._inside)
-            )
+            piece.calls = tuple(_whole(call) for call in self.form.read(self._inside))
+            if (
+                self._unmarked
+                and self.sampled
+                and not self.offered.issuperset(call.name for call in piece.calls)
+            ):
+                piece.calls = ()
+                raise UnreadableError("no tool of that name is on offer")
             piece.whole = True
         except UnreadableError as error:
             if self._unmarked:
@@ -330,6 +334,12 @@ class Machine:
         shown = text.rstrip()
         self._blank = text[len(shown) :]
         self._say(piece, shown)
+
+
+def _whole(call: Heard) -> Heard:
+    """A call without halves of characters."""
+    name, arguments, number, error = map(without_halves, (call.name, call.arguments, call.id, call.error))
+    return Heard(name, arguments, number, error, call.texts)
 
 
 def _may_be_call(text: str) -> bool:
