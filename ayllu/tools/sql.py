@@ -253,9 +253,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and math.isfinite(value):
-        near = Fraction(value).limit_denominator(10**6)  # 0.30000000000000004 is 0.3
-        exact = abs(float(near) - value) > 1e-12 * abs(value)
-        return canonical(Fraction(repr(value)) if exact else near)
+        return canonical(Fraction(repr(value)))  # the shortest decimal that is this float
     return "null" if value is None else _CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(value))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ayllu.errors import InputNotFoundError
+from ayllu.errors import InputNotFoundError, UsageError
 from ayllu.tools import documents as module
 from ayllu.tools.documents import MAX_LINES, MAX_PASSAGE, Documents, documents_tool, passages, terms
 from ayllu.tools.tool import Toolbox
@@ -104,6 +104,23 @@ def test_the_tool(index):
     )  # named by the user
 
 
+def test_lines_are_counted_as_editors_do(tmp_path):
+    """A form feed, as between the pages of an RFC, ends no line; nor do others that Python takes for ends."""
+    (tmp_path / "rfc.txt").write_text("page one\n\n\f\npage\u2028two has a \x85 zebra\n", encoding="utf-8")
+    ((found, _),) = Documents(tmp_path).search("zebra")
+    assert found.citation == "rfc.txt:4"
+
+
+def test_a_folder_that_never_ends_is_refused(tmp_path, monkeypatch):
+    for n in range(6):
+        (tmp_path / f"{n}.txt").write_text("zebra")
+    monkeypatch.setattr("ayllu.tools.documents.MAX_ENTRIES", 5)
+    with pytest.raises(UsageError, match="more than 5"):
+        Documents(tmp_path)
+    monkeypatch.setattr("ayllu.tools.documents.MAX_ENTRIES", 6)
+    assert len(Documents(tmp_path).files) == 6
+
+
 def test_nothing_is_found_in_nothing(tmp_path):
     assert Documents(tmp_path).search("anything") == []
 
@@ -112,7 +129,7 @@ def test_nothing_is_found_in_nothing(tmp_path):
 def test_any_text_is_cut_into_bounded_passages_that_lose_no_line(text):
     found = list(passages("f", text))
     kept = [line for passage in found for line in passage.text.split("\n")]
-    assert kept == [line.rstrip() for line in text.splitlines() if line.strip()]
+    assert kept == [line.rstrip() for line in text.split("\n") if line.strip()]
     assert all(p.last - p.first < MAX_LINES and len(p.text) <= 2 * MAX_PASSAGE + MAX_LINES for p in found)
     assert all(a.last < b.first for a, b in itertools.pairwise(found))
 

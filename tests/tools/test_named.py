@@ -70,6 +70,35 @@ def test_what_is_left_out_is_told(tmp_path):
     assert told[1].startswith("mcp: shop is not offered: it did not start")
 
 
+def test_tools_whose_names_are_taken_are_told(tmp_path, monkeypatch):
+    """Two files may name a server alike, and a server `ask` may have a tool `user`."""
+
+    class Canned:
+        def __init__(self, servers):
+            self.skipped = {}
+            self.tools = [Tool(name, "", {"type": "object", "properties": {}}, str) for name in OFFERED]
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    OFFERED = ["files_read", "ask_user"]
+    mcp = pytest.importorskip("ayllu.tools.mcp")
+    monkeypatch.setattr(mcp, "Servers", Canned)
+    monkeypatch.setattr(mcp, "read_servers", lambda path: {})
+    told = []
+    with contextlib.ExitStack() as stack:
+        tools = open_tools(["mcp=a.toml", "mcp=b.toml", "ask_user"], stack, ask=input, tell=told.append)
+    assert [tool.name for tool in tools] == ["files_read", "ask_user"] and tools[1].asks
+    assert told == [
+        "mcp: ask_user is not offered: a tool of Ayllu's has that name",
+        "mcp: ask_user is not offered: a tool of Ayllu's has that name",
+        "mcp=b.toml: a second tool files_read is not offered",
+    ]
+
+
 @pytest.mark.parametrize(
     "wish", ["tea", "", "sql", "sql=", "calculator=3", "documents", "mcp", "clock=Atlantis", "units=", "=x"]
 )

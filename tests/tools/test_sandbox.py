@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ayllu.errors import InputNotFoundError, RefusedError
+from ayllu.tools import sandbox as sandbox_module
+from ayllu.tools.outcome import WALLS, level_of
 from ayllu.tools.sandbox import Limits, Sandbox, Tape
 from ayllu.tools.walls import folder, seccomp
 
@@ -171,6 +173,72 @@ def test_restoring_a_folder_goes_around_what_it_may_not_touch(tmp_path, monkeypa
 def test_folders_that_hold_more_than_work_are_refused(place):
     with pytest.raises(RefusedError, match="not given"):
         Sandbox(place)
+
+
+@pytest.mark.parametrize("hooks", [".git", ".hg"])
+def test_a_checkout_is_refused_and_a_folder_in_it_is_not(tmp_path, hooks):
+    """A hook that code writes there is run by its owner's next command."""
+    (tmp_path / hooks).mkdir()
+    with pytest.raises(RefusedError, match="not given"):
+        Sandbox(tmp_path)
+    with Sandbox(tmp_path / "inside") as made:
+        assert made.run("print(1)").ok
+
+
+def test_folders_that_others_run_are_refused(monkeypatch):
+    import json
+
+    package = Path(sandbox_module.__file__).parent
+    for place in (package, package / "walls", Path(json.__file__).parent):
+        with pytest.raises(RefusedError, match="not given"):
+            Sandbox(place)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)  # whose folder would be given away
+    with pytest.raises(RefusedError, match="belongs to the system"):
+        sandbox_module._checked_folder(Path("/etc/ssl"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "user", "abi", "name"),
+    [
+        ([], 65534, 6, "full"), (["namespaces"], 65534, 3, "landlock"),
+        (["landlock"], 65534, 0, "namespaces"),
+        (["namespaces"], 65534, 2, "none"),  # truncation isn't governed: the interpreter could be emptied
+        (["namespaces"], 0, 6, "none"), ([], 0, 6, "none"),  # root owns the system's files
+        (["seccomp"], 65534, 6, "none"), (["namespaces", "landlock"], 65534, 0, "none"),
+    ],
+)  # fmt: skip
+def test_which_walls_are_enough(missing, user, abi, name):
+    level = level_of({wall: "gone" if wall in missing else "" for wall in WALLS}, user, abi)
+    assert level.name == name and level.safe == (name != "none")
+
+
+def test_files_that_are_removed_and_still_open_are_counted():
+    """No folder shows them, and the disk gets fuller all the same."""
+    code = (
+        "import os\nx = []\nfor n in range(60):\n    f = open('m', 'wb'); f.write(os.urandom(1 << 22))\n"
+        "    f.flush(); os.fsync(f.fileno()); os.unlink('m'); x.append(f)\nprint('all')"
+    )
+    limits = Limits(disk=8 << 20, unseen=48 << 20, seconds=60.0, cpu_seconds=60.0)
+    with Sandbox(limits=limits) as made:
+        outcome = made.run(code)
+        assert (outcome.why_stopped, outcome.stdout) == ("disk", "")
+        assert made.run("print(1)").stdout == "1\n", "and given back"
+
+
+def test_closing_stops_a_running_call(tmp_path):
+    made = Sandbox(tmp_path, Limits(seconds=99, cpu_seconds=99))
+    code = "import time\nwhile True: open('beat', 'w').write(str(time.time())); time.sleep(0.01)"
+    running = threading.Thread(target=made.run, args=(code,))
+    running.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "beat").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    made.close()
+    running.join(30)
+    assert not running.is_alive()
+    beat = (tmp_path / "beat").read_text()
+    time.sleep(0.3)
+    assert (tmp_path / "beat").read_text() == beat
 
 
 def test_unknown_package_is_named():

@@ -53,6 +53,51 @@ def test_answers(base, query, text):
         assert found.rows == [(1.5, 10**22, "[1, 2]", "nan")]
 
 
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("SELECT 0.0000001::DOUBLE", "0.0000001"), ("SELECT 0.0000123::DOUBLE", "0.0000123"),
+        ("SELECT 0.5000001::DOUBLE", "0.5000001"), ("SELECT 0.1::DOUBLE + 0.2::DOUBLE", "0.3"),
+        ("SELECT 1 / 3", "0.333333333333"), ("SELECT 12345678901234.56::DECIMAL(16, 2)", "12345678901234.56"),
+        ("SELECT 999999999999999.99::DECIMAL(17, 2)", "999999999999999.99"), ("SELECT -2.50", "-2.5"),
+        ("SELECT 'a' || chr(10) || 'b' || chr(9) || chr(8232)", "a\\nb\\t\\u2028"),
+    ],
+)  # fmt: skip
+def test_values_are_written_as_they_are(base, query, text):
+    assert rows_text(base.ask(query).rows) == text
+
+
+def test_columns_are_limited(base):
+    assert len(base.ask("SELECT " + ", ".join(map(str, range(100)))).columns) == 100
+    with pytest.raises(ToolError, match="at most 100 columns"):
+        base.ask("SELECT " + ", ".join(map(str, range(101))))
+
+
+def test_what_duckdb_prints_is_no_answer(base, tmp_path):
+    """A log of queries can be told to go to stdout, over which the answers come."""
+    log = tmp_path / "log"
+    for how in ("storage='stdout'", f"storage='file', storage_config={{'path': '{log}'}}"):
+        with contextlib.suppress(ToolError):
+            base.ask(f"SELECT * FROM enable_logging('QueryLog', {how})")
+        for n in range(3):
+            assert base.ask(f"SELECT {n}").rows == [(n,)]
+    assert not log.exists()
+
+
+def test_a_late_answer_is_not_taken_for_the_next(base, monkeypatch):
+    """Ctrl-C in the middle of a query: what that one still says belongs to nobody."""
+    real = sql._Worker._read
+
+    def interrupted(worker, patience):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sql._Worker, "_read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        base.ask("SELECT 1")
+    monkeypatch.setattr(sql._Worker, "_read", real)
+    assert base.ask("SELECT 2").rows == [(2,)]
+
+
 def test_rows_are_limited_and_it_shows(base):
     found = base.ask("SELECT i FROM range(51) r(i)")
     assert len(found.rows) == sql.MAX_ROWS and found.more
@@ -174,6 +219,12 @@ def test_files(tmp_path):
         os.kill(files._worker._process.pid, signal.SIGKILL)
         files._worker._process.wait()
         assert files.ask("SELECT count(*) FROM sales").rows == [(2,)]
+        (tmp_path / "sales.csv").write_text("month,amount\nMay,4\n")
+        assert files.ask("SELECT sum(amount) FROM sales").rows == [(8.5,)], "as it was read"
+        os.kill(files._worker._process.pid, signal.SIGKILL)
+        files._worker._process.wait()
+        with pytest.raises(ToolError, match="has changed since it was read"):
+            files.ask("SELECT sum(amount) FROM sales")
     (tmp_path / "sales.exe").write_text("region,amount\n")
     for wrong, error in (
         (tmp_path / "none.csv", InputNotFoundError),
