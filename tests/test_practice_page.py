@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from ayllu.reason.practice import TASKS
+from ayllu.reason.tasks.countdown import check
 from ayllu.recipe import TABLES, RunSettings, load_name
+from ayllu.tools.calculator import evaluate
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "practice.md").read_text(encoding="utf-8")
@@ -45,7 +48,7 @@ def test_every_setting_stands_in_its_section(table: str) -> None:
 
 def test_every_family_stands_in_the_table() -> None:
     rows = [
-        line.split("|") for line in PAGE.partition("## `[sft]`")[0].splitlines() if line.startswith("| `")
+        line.split("|") for line in PAGE.partition("## How each")[0].splitlines() if line.startswith("| `")
     ]
     told = {
         name.strip().strip("`"): (int(levels), new.strip() == "yes") for _, name, _, levels, _, new, _ in rows
@@ -58,3 +61,23 @@ def test_every_family_stands_in_the_table() -> None:
         words = ", ".join(most)
         assert tools[name] == (words if all(drawn) else f"({words})" if most else ""), name
     assert told == {name: (task.levels, task.templates) for name, task in TASKS.items() if "gym_" not in name}
+
+
+def test_how_each_is_asked() -> None:
+    """Every family is there, and where a question has one right answer the family's own verifier says so."""
+    section = PAGE.partition("## How each")[2].partition("\n## ")[0]
+    rows = [re.split(r" \| ", line.strip("| ")) for line in section.splitlines() if line.startswith("| `")]
+    named = {
+        name: (question, said) for names, question, said in rows for name in re.findall(r"`(\w+)`", names)
+    }
+    assert named.keys() - {"sql", "python"} >= {
+        name for name in TASKS if "gym_" not in name and name != "gsm8k_resampled"
+    }
+    for name in ("countdown3", "countdown4"):
+        question, said = named[name]
+        numbers = list(map(int, re.findall(r"\d+", question)))
+        target = numbers.pop(-1 if question.startswith("Use") else 0)
+        assert check(said, numbers, target)[0]
+    for name in ("arithmetic", "calculator", "expressions"):
+        question, said = named[name]
+        assert evaluate(re.sub(r"[^-+*/()\d]", "", question.replace("×", "*"))) == int(said)
