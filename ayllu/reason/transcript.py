@@ -15,6 +15,7 @@ The form, with ids written as names:
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -232,10 +233,12 @@ class Chat:
         """A transcript from chat-completion messages, ready for the model's next turn.
 
         Roles: system/developer (first only), user, assistant (content, reasoning_content,
-        tool_calls), tool. `options` are for templates; this form has none. Raises RequestError for an
-        order that the form can't express.
+        tool_calls), tool (of calls made at once each beside its own call, where ids say which is whose).
+        `options` are for templates; this form has none. Raises RequestError for an order that the form
+        can't express.
         """
         system, rest = _split_system(list(messages))
+        rest = _results_in_order(rest)
         transcript = Transcript()
         if text := system_text(system, [offered_name(tool) for tool in tools]):
             transcript = self.add(transcript, Kind.SYSTEM, text)
@@ -265,6 +268,24 @@ class Chat:
             texts[span.kind].append(self.text(span))
         calls = [Heard(*split_call(text), f"{call_ids}_{n}") for n, text in enumerate(texts[Kind.CALL])]
         return assistant_message("".join(texts[Kind.SAY]), texts[Kind.THINK], calls)
+
+
+def _results_in_order(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results of calls made at once in the order of the calls; this form has no ids. RequestError for one
+    that names another call."""
+    out = list(messages)
+    for at, message in enumerate(messages, 1):
+        place = {call.get("id"): n for n, call in enumerate(message.get("tool_calls") or ())}
+        results = list(itertools.takewhile(lambda m: m["role"] == "tool", messages[at:])) if place else []
+        named = [result for result in results if result.get("tool_call_id") is not None]
+        if None not in place and any(result["tool_call_id"] not in place for result in named):
+            raise RequestError(
+                f"messages[{at}]: a result belongs to no call",
+                fix="a tool's result follows the assistant's call and names its id",
+            )
+        if results and len(named) == len(results):
+            out[at : at + len(results)] = sorted(named, key=lambda m: place.get(m["tool_call_id"], 0))
+    return out
 
 
 _KINDS = {

@@ -203,6 +203,23 @@ def test_a_conversation_with_a_call_from_messages():
     assert transcript.ids().count(CHAT.bos) == 1 and transcript.ids()[0] == CHAT.bos
 
 
+def test_results_stand_in_the_order_of_their_calls():
+    """This form has no ids: in the order in which they came each would be read as the other's."""
+    ask = {"role": "user", "content": "both?"}
+    calls = call_message(("a", {}), ("b", {}))
+    one, two = (
+        {"role": "tool", "tool_call_id": f"c{n}", "content": text} for n, text in ((0, "A"), (1, "B"))
+    )
+    straight, turned = CHAT.from_messages([ask, calls, one, two]), CHAT.from_messages([ask, calls, two, one])
+    assert turned == straight
+    results = [CHAT.text(span) for span in straight.spans if span.kind == Kind.RESULT]
+    assert results == ["A", "B"]
+    with pytest.raises(RequestError, match="belongs to no call"):
+        CHAT.from_messages([ask, calls, one, {**two, "tool_call_id": "c7"}])
+    nameless = [{k: v for k, v in each.items() if k != "tool_call_id"} for each in (one, two)]
+    assert CHAT.from_messages([ask, calls, *nameless]) == straight
+
+
 written = texts.filter(bool)
 arguments = st.dictionaries(written, st.integers() | texts | st.booleans() | st.none(), max_size=3)
 names = st.from_regex(r"[a-z_]{1,12}", fullmatch=True)
