@@ -71,9 +71,10 @@ def ours(folder: Path, prompts: int, max_tokens: int, steps: int) -> list[dict[s
     from ayllu.tools.tool import Toolbox
     from ayllu.train.optim import Optimizer
     from ayllu.train.precision import compute_type
-    from ayllu.train.rl import RlSettings, Rollouts, policy_batches
+    from ayllu.train.rl import RlSettings, Rollouts
     from ayllu.train.sft import trainable
     from ayllu.train.step import train_step
+    from ayllu.train.updates import policy_batches
 
     tokenizer = Tokenizer.load(folder / "model")
     model = trainable(load_model(folder / "model"))

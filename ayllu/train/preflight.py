@@ -25,7 +25,8 @@ from ayllu.reason.practice import TASKS
 from ayllu.stage import StageContext
 
 if TYPE_CHECKING:
-    from ayllu.train.rl import Group, RlSettings, Rollouts
+    from ayllu.train.rl import RlSettings, Rollouts
+    from ayllu.train.updates import Group
 
 SAMPLES = 16
 KEPT = ".preflight.json"  # beside the checkpoints: a resumed stage doesn't fly again

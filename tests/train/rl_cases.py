@@ -17,7 +17,8 @@ from ayllu.stage import StageContext
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.tool import Toolbox
-from ayllu.train.rl import Group, RlSettings
+from ayllu.train.rl import RlSettings
+from ayllu.train.updates import Group
 
 TOKENIZER = train_tokenizer(practice_texts(0), 400)
 CHAT = Chat(TOKENIZER)

@@ -23,8 +23,16 @@ from ayllu.reason.transcript import Chat
 from ayllu.recipe import compose
 from ayllu.tools.tool import Toolbox
 from ayllu.train import rl as module
-from ayllu.train.rl import Group, RlSettings, Rollouts, advantages, policy_batches, reward
+from ayllu.train.rl import RlSettings, Rollouts, reward
 from ayllu.train.sft import SftSettings
+from ayllu.train.updates import (
+    _TYPICAL_TOKENS,
+    Group,
+    advantages,
+    pack_answers,
+    policy_batches,
+    weighted,
+)
 
 
 # ---- rewards and advantages
@@ -74,7 +82,7 @@ def test_a_token_weighs_its_advantage_over_a_constant() -> None:
     for g, values in zip(groups, advantages(groups), strict=True):
         for answer, value in zip(g.answers, values, strict=True):
             sampled = sum(answer.transcript.sampled())
-            wanted += [value / (settings.groups * settings.size * module._TYPICAL_TOKENS)] * sampled
+            wanted += [value / (settings.groups * settings.size * _TYPICAL_TOKENS)] * sampled
     assert sorted(weights[weights != 0].tolist()) == pytest.approx(sorted(wanted))
 
 
@@ -205,8 +213,8 @@ def test_answers_are_sampled_and_learnt_at_the_temperature_of_the_recipe(
     settings = replace(SETTINGS, temperature=0.5)
     groups = Rollouts(None, CHAT, settings, 1, BOX).answer([PROBLEM], 4, seed=5)  # type: ignore[arg-type]
     assert asked == [0.5]
-    batches, _ = module.pack_answers(groups, [[1.0, 0.0, 1.0, 0.0]], settings, "cpu")
-    assert {b.temperature for b in module.weighted(batches, torch.ones(999))} == {0.5}
+    batches, _ = pack_answers(groups, [[1.0, 0.0, 1.0, 0.0]], settings, "cpu")
+    assert {b.temperature for b in weighted(batches, torch.ones(999))} == {0.5}
     with pytest.raises(RecipeValueError, match="needs temperature = 1"):
         compose({"name": "a", "rl": {"temperature": 0.5, "updates": 2}})
 

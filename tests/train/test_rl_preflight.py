@@ -13,8 +13,9 @@ from ayllu.errors import RecipeValueError, TrainingStoppedError
 from ayllu.recipe import compose
 from ayllu.train import preflight
 from ayllu.train import rl as module
-from ayllu.train.rl import Group, RlSettings
+from ayllu.train.rl import RlSettings
 from ayllu.train.sft import SftSettings
+from ayllu.train.updates import Group
 
 
 # ---- before the first update, and reasons to stop

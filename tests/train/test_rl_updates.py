@@ -15,10 +15,12 @@ from rl_cases import BOX, CHAT, PROBLEM, SETTINGS, TOKENIZER, BrokenOffError, co
 from ayllu.model.weights import load_model
 from ayllu.reason.curriculum import Curriculum
 from ayllu.train import rl as module
+from ayllu.train import updates as updates_module
 from ayllu.train.optim import Optimizer
-from ayllu.train.policy import Tokens
-from ayllu.train.rl import Group, RlSettings, Rollouts
+from ayllu.train.policy import Tokens, log_probabilities
+from ayllu.train.rl import RlSettings, Rollouts
 from ayllu.train.sft import SftSettings
+from ayllu.train.updates import Group, Updates, pack_answers, weighted
 
 
 def with_logprobs(*rewards: float) -> Group:
@@ -36,8 +38,8 @@ def test_packed_tokens_stand_in_the_order_of_the_weights() -> None:
     settings = RlSettings(groups=2, size=4, length=64)
     groups = [with_logprobs(1, 0, 0, 0), with_logprobs(0, 0, 1, 1)]
     distinct = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]
-    batches, tokens = module.pack_answers(groups, distinct, settings, "cpu")
-    batches = module.weighted(batches, tokens.advantage_N)
+    batches, tokens = pack_answers(groups, distinct, settings, "cpu")
+    batches = weighted(batches, tokens.advantage_N)
     by_length = {}
     for g, values in zip(groups, distinct, strict=True):
         for answer, value in zip(g.answers, values, strict=True):
@@ -54,9 +56,9 @@ def test_packed_tokens_stand_in_the_order_of_the_weights() -> None:
     assert sorted(tokens.old_N.tolist()) == sorted(wanted)
 
 
-def updates_of(inputs: dict[str, Path], settings: RlSettings) -> module.Updates:
+def updates_of(inputs: dict[str, Path], settings: RlSettings) -> Updates:
     model = load_model(inputs["sft"] / "model").requires_grad_(True)
-    return module.Updates(model, Optimizer(model, muon_lr=0.0, adam_lr=0.01), None, settings, "cpu")  # type: ignore[arg-type]
+    return Updates(model, Optimizer(model, muon_lr=0.0, adam_lr=0.01), None, settings, "cpu")  # type: ignore[arg-type]
 
 
 def test_ratios_of_later_updates_are_to_the_trainer_before_the_first(
@@ -73,9 +75,9 @@ def test_ratios_of_later_updates_are_to_the_trainer_before_the_first(
     for moves in (False, True):
         seen.clear()
         with monkeypatch.context() as patched:
-            patched.setattr(module, "token_weights", look)
+            patched.setattr(updates_module, "token_weights", look)
             if not moves:
-                patched.setattr(module, "train_step", lambda *_, **__: [])
+                patched.setattr(updates_module, "train_step", lambda *_, **__: [])
             updates_of(inputs, settings).run(0, [with_logprobs(1, 0, 0, 0), with_logprobs(0, 0, 1, 1)])
         first, second = seen
         assert torch.equal(first.new_N, first.old_N)
@@ -93,7 +95,7 @@ def test_a_batch_in_which_everything_was_clipped_is_no_update(
         calls.append(len(tokens.new_N))
         return torch.full_like(tokens.new_N, 1.0 if len(calls) == 1 else 0.0)
 
-    monkeypatch.setattr(module, "token_weights", clipped)
+    monkeypatch.setattr(updates_module, "token_weights", clipped)
     updates = updates_of(inputs, replace(SETTINGS, updates=2, anchor=0.0))
     results = updates.run(0, [with_logprobs(1, 0, 0, 0), with_logprobs(0, 0, 1, 1)])
     assert len(calls) == 2 and len(results) == 1
@@ -106,8 +108,8 @@ def test_probabilities_are_those_that_the_engine_reported(inputs: dict[str, Path
     engine = module.Engine(model, weights="float32", tokenizer=TOKENIZER)
     settings = replace(SETTINGS, updates=2)
     groups = Rollouts(engine, CHAT, settings, 1, BOX).answer([PROBLEM], 4, seed=5)
-    batches, tokens = module.pack_answers(groups, [[1.0, 0.0, 0.0, 0.0]], settings, "cpu")
-    new = [module.log_probabilities(model, b, torch.float32)[b.weights_BT != 0] for b in batches]
+    batches, tokens = pack_answers(groups, [[1.0, 0.0, 0.0, 0.0]], settings, "cpu")
+    new = [log_probabilities(model, b, torch.float32)[b.weights_BT != 0] for b in batches]
     assert torch.allclose(torch.cat(new).double(), tokens.old_N, atol=1e-4)
     engine.close()
 
