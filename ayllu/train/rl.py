@@ -4,7 +4,7 @@ Group-relative policy optimisation (Shao et al. 2024, DeepSeekMath, section 4) i
 work settled on: one update per batch, so that the importance ratio is 1 and clipping is idle; token
 sums over one constant (Dr. GRPO, Liu et al. 2025); advantages scaled by the batch's deviation, not the
 group's; groups with equal rewards dropped and refilled (DAPO, Yu et al. 2025); no KL term, but a small
-SFT batch in every step as an anchor. Other losses, and several updates per batch, are in policy.py.
+SFT batch in every step as an anchor. Other losses are in policy.py, several updates per batch in updates.py.
 
 Rollouts come from the project's own engine over the live weights. The trainer learns on exactly the
 token ids that were sampled; nothing is decoded and encoded again.
