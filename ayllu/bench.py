@@ -90,7 +90,9 @@ def bench(
     work = workload(mode, executor, packed.config, many, prompt_tokens, context, tokens)
     if through_engine:
         work = _through_engine(executor, packed.config, mode, many, prompt_tokens, tokens)
-    step_bytes = read_bytes(packed, many) + many * context * executor.block_bytes / _BLOCK
+    # Through the engine a text begins with one token, and half of what is written stands before a token.
+    behind = (1 + tokens) / 2 if through_engine else context
+    step_bytes = read_bytes(packed, many) + many * behind * executor.block_bytes / _BLOCK
     for _ in range(_WARM_UP if mode == "decode" else 1):
         work(1)
     measured = [_run(mode, work, packed.config, many, prompt_tokens, tokens, step_bytes) for _ in range(runs)]
@@ -104,9 +106,14 @@ def bench(
         "weight_bytes": packed.nbytes,
         "open_seconds": opened,
         "sequences": many,
-        **({"prompt_tokens": prompt_tokens} if mode == "prefill" else {"context": context, "tokens": tokens}),
+        **(
+            {"prompt_tokens": prompt_tokens}
+            if mode == "prefill"
+            else {"context": 1 if through_engine else context, "tokens": tokens}
+        ),
         **{key: _spread([run[key] for run in measured]) for key in measured[0]},
-        "peak_memory_mb": machine.peak_memory_mb(),
+        **({"product_type": str(machine.product_type()).removeprefix("torch.")} if mode == "prefill" else {}),
+        "peak_memory_mb": machine.peak_memory_mb(),  # the measurement of the roof, some 256 MB, included
         "machine": machine.describe(threads),
     }
 
@@ -298,7 +305,7 @@ def page(said: Mapping[str, Any]) -> str:
         "gb_per_second": "GB/s read",
         "roof_gb_per_second": "GB/s roof",
         "gflops": "GFLOP/s",
-        "roof_gflops": "GFLOP/s of bfloat16 products in torch",
+        "roof_gflops": f"GFLOP/s of {said.get('product_type', '')} products in torch",
         "fraction": "of the roof",
     }
     for key, unit in names.items():

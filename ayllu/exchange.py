@@ -1,7 +1,7 @@
 """Models that come and leave: any form that is read -> a Hugging Face folder, or one GGUF file.
 
 What belongs to a model besides its weights goes along: the tokenizer's files, the ids that begin and end a
-text, the chat template, the licence.
+text, the chat template, the licence, the attribution.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 BESIDE = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json", "chat_template.jinja",
-    "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md",
+    "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md", "ATTRIBUTION.md",
 )  # fmt: skip
 
 

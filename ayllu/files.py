@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ayllu.errors import BadFileError, DiskFullError, FolderReadOnlyError, RunBusyError
+from ayllu.errors import BadFileError, DiskFullError, FolderReadOnlyError, ResourceError, RunBusyError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -39,6 +40,13 @@ def typed_os_errors(path: Path) -> Iterator[None]:
                 fix="free some space and run the same command again: it goes on from the last checkpoint",
             ) from error
         if error.errno in _READ_ONLY:
+            asked = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+            if asked is not None and asked.exists() and not os.access(asked, os.R_OK):
+                raise ResourceError(
+                    f"{asked} can't be read",
+                    why=error.strerror or "no permission",
+                    fix="change its permissions, or ask whoever it belongs to",
+                ) from error
             raise FolderReadOnlyError(
                 f"{path} can't be written",
                 why=error.strerror or "no permission",
@@ -203,3 +211,14 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def plain(value: Any) -> Any:
+    """The value as strict JSON can hold it: paths as text, numbers that are not finite as null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -121,17 +121,18 @@ def cuda_may_be_here() -> bool:
 
 
 def choose_device(wish: str) -> str:
-    """`auto` -> `cuda` where torch can use one, else `cpu`. Raises ResourceError for an absent GPU."""
+    """`auto` -> `cuda` where torch can use one, else `cpu`; `cuda:1` stays. Raises ResourceError for an
+    absent GPU."""
     if wish == "cpu" or (wish == "auto" and not cuda_may_be_here()):
         return "cpu"
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
+    if torch.cuda.is_available() and int(wish.partition(":")[2] or 0) < torch.cuda.device_count():
+        return "cuda" if wish == "auto" else wish
     if wish == "auto":
         return "cpu"
     raise ResourceError(
-        "device = 'cuda', but torch finds no CUDA device",
+        f"device = {wish!r}, but torch finds no such CUDA device",
         why="no NVIDIA GPU or driver here, or this torch was built without CUDA",
         fix="use device = 'auto' or 'cpu'",
     )

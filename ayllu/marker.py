@@ -7,13 +7,13 @@ a file whose size and time are unchanged is believed, any other is hashed again 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ayllu.errors import BadFileError
-from ayllu.files import read_json, sha256_json, write_text
-from ayllu.stages import Stage, hash_files
+from ayllu.files import plain, read_json, sha256_json, write_text
+from ayllu.stages import Plan, Stage, hash_files
 
 
 def read_marker(stage: Stage, run: Path) -> dict[str, Any] | None:
@@ -24,6 +24,39 @@ def read_marker(stage: Stage, run: Path) -> dict[str, Any] | None:
         return None
     wanted = ("fingerprint", "seconds", "result", "outputs", "needs", "basis")
     return marker if isinstance(marker, dict) and all(key in marker for key in wanted) else None
+
+
+def of_recipe(stages: Sequence[Stage], plan: Plan, run: Path) -> dict[str, dict[str, Any]]:
+    """The markers of the stages that are done and were made by this very recipe, up to the first that isn't:
+    what stands behind it in the folder is another recipe's, until its turn comes."""
+    found: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        marker = read_marker(stage, run)
+        if marker is None:
+            break
+        settings = marker["basis"].get("settings", {})
+        mine = {table: plan.recipe.get(table, {}) for table in settings}
+        given, read = marker["basis"].get("given", {}), plan.recipe
+        needs = {name: found[name]["fingerprint"] for name in stage.needs if name in found}
+        if (
+            _told(mine) != _told(settings)
+            or any(read.get(name) != value for name, value in given.items())
+            or any(marker["basis"].get("needs", {}).get(name) != made for name, made in needs.items())
+        ):
+            break
+        found[stage.name] = marker
+    return found
+
+
+def _told(settings: Any) -> str:
+    """Settings as a recipe's file has them, in which what is None isn't written."""
+
+    def without_none(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without_none(item) for key, item in value.items() if item is not None}
+        return [without_none(item) for item in value] if isinstance(value, list) else value
+
+    return sha256_json(without_none(plain(settings)))
 
 
 def made_by(marker: Mapping[str, Any]) -> str:

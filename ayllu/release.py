@@ -1,10 +1,11 @@
 """The release stage: a model folder that others can load, check and trust.
 
 It is an ordinary Hugging Face model folder (safetensors, tokenizer.json, a chat template; no pickle,
-no Python, no `auto_map`), so that transformers, vLLM and llama.cpp read it without our code. Besides
-the weights it carries what they were made from: the recipe, the data manifest and its attribution,
-the report, and `manifest.json` with the SHA-256 of every file, which is written last: a folder that
-has it is whole. The aims are those of the Model Openness Framework (White et al. 2024).
+no Python, no `auto_map`), so that transformers and vLLM read it without our code (llama.cpp reads what
+`ayllu export` writes). Besides the weights it carries what they were made from: the recipe, the data
+manifest and its attribution, the report, and `manifest.json` with the SHA-256 of every file, which is
+written last: a folder that has it is whole. The aims are those of the Model Openness Framework (White et
+al. 2024).
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
         "files": files,
         "data_manifest_sha256": sha256_file(context.inputs["text"] / MANIFEST),
         "data": data,
+        "practice": _practice_files(stages),
         "recipe": recipe,
     }
     write_json(folder / MANIFEST, manifest)
@@ -114,6 +116,12 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
         "files": len(files) + 1,
         "bytes": total,
     }
+
+
+def _practice_files(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Name -> SHA-256 of the rows that practice was made from, where it was."""
+    inputs = stages.get("sft", {}).get("inputs") or {}
+    return {name: entry["sha256"] for name, entry in inputs.items()}
 
 
 def verify_model_folder(folder: Path) -> None:

@@ -35,8 +35,17 @@ from ayllu.errors import (
     RunStoppedError,
     UsageError,
 )
-from ayllu.files import locked, make_folder, read_json, sha256_json, typed_os_errors, write_json, write_text
-from ayllu.marker import damaged, made_by, output_files, read_marker, take_rows, used
+from ayllu.files import (
+    locked,
+    make_folder,
+    plain,
+    read_json,
+    sha256_json,
+    typed_os_errors,
+    write_json,
+    write_text,
+)
+from ayllu.marker import damaged, made_by, of_recipe, output_files, read_marker, take_rows, used
 from ayllu.progress import Progress, clock, every
 from ayllu.recipe import TABLES, compose, load_name, nearest, read_recipe, to_toml
 from ayllu.stage import StageContext
@@ -45,9 +54,11 @@ from ayllu.stages import (
     STAGES,
     Plan,
     Stage,
+    absent_inputs,
     basis,
     extra_value,
     hash_files,
+    hash_named,
     input_files,
     make_plan,
     stages_of,
@@ -123,7 +134,7 @@ def _claim(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _signals_stop() -> Iterator[None]:
-    """SIGTERM and SIGHUP stop a run as Ctrl-C does: as KeyboardInterrupt, so that stages can save."""
+    """SIGTERM and SIGHUP stop a run as Ctrl-C does: as KeyboardInterrupt. The last checkpoint stays."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -154,13 +165,16 @@ class Clock:
             write_json(self.path, self.entries)
 
     @contextlib.contextmanager
-    def running(self, stage: str, fingerprint: str, made_from: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def running(
+        self, stage: str, fingerprint: str, made_from: dict[str, Any], needs: dict[str, str]
+    ) -> Iterator[dict[str, Any]]:
         """Count while the block runs; the entry it gives has `seconds` and `peak_memory_mb`."""
         entry = self.entries.setdefault(
             stage,
             {
                 "fingerprint": fingerprint,
                 "basis": made_from,
+                "needs": needs,
                 "seconds": 0.0,
                 "peak_memory_mb": 0.0,
                 "starts": 0,
@@ -222,8 +236,12 @@ class Run:
         worked = False
         for stage in self.stages:
             marker = read_marker(stage, self.folder) or {}
-            files = input_files(stage, self.plan, Path.cwd())
-            inputs = hash_files(files, Path.cwd(), marker.get("inputs", {}))
+            if marker and (gone := absent_inputs(stage, self.plan, Path.cwd())):
+                raise InputNotFoundError(
+                    f"{gone} isn't here, and the stage {stage.name} was made from it",
+                    fix=f"run the command where {gone} is, or name it in the recipe as it is seen from here",
+                )
+            inputs = hash_named(input_files(stage, self.plan, Path.cwd()), marker.get("inputs", {}))
             hashes = {name: entry["sha256"] for name, entry in inputs.items()}
             made_from = basis(stage, self.plan, self.fingerprints, hashes)
             fingerprint = self.fingerprints[stage.name] = sha256_json(made_from)
@@ -239,12 +257,19 @@ class Run:
             self.write_report()
 
     def _report_is_old(self) -> bool:
-        """Whether the report is missing, or a kill came between a stage's marker and the report of it."""
-        reports = [p for p in self.folder.glob("report.*") if p.suffix in (".json", ".html")]
+        """Whether the report is missing or of another recipe (a name changes few stages), or a kill came
+        between a stage's marker and the report of it."""
+        reports = [self.folder / f"report{kind}" for kind in (".json", ".html")]
+        if not all(path.exists() for path in reports):
+            return True
         markers = [m for stage in self.stages if (m := stage.marker(self.folder)).exists()]
         newest = max((m.stat().st_mtime_ns for m in markers), default=0)
-        written = (p.stat().st_mtime_ns for p in reports)
-        return not (self.folder / "report.json").exists() or min(written) < newest
+        try:
+            told = read_json(reports[0]).get("recipe")
+        except (BadFileError, AttributeError):
+            return True
+        same = sha256_json(told) == sha256_json(plain(self.plan.recipe))
+        return not same or min(path.stat().st_mtime_ns for path in reports) < newest
 
     def _holds(self, stage: Stage, marker: Mapping[str, Any], fingerprint: str, made_from: Any) -> bool:
         """Whether the stage's result is there and good. What doesn't fit any more is moved to old/."""
@@ -254,12 +279,14 @@ class Run:
                 change = what_changed(began["basis"], made_from) if began else ""
                 why = f"begun otherwise ({change})" if began else "nothing says what it was made from"
                 self._set_aside(stage, why)
+            elif began.get("needs", needs := self._needs(stage)) != needs:
+                self._set_aside(stage, "begun from something else than what is there now")
             return False
         if marker["fingerprint"] != fingerprint:
             self._set_aside(stage, what_changed(marker["basis"], made_from))
             return False
-        for name in stage.needs:
-            if marker["needs"][name] != made_by(self._marker(self.by_name[name])):
+        for name, made in self._needs(stage).items():
+            if marker["needs"][name] != made:
                 self._set_aside(stage, f"{name} made something else this time")
                 return False
         if damage := damaged(marker, stage.folder(self.folder)):
@@ -277,18 +304,17 @@ class Run:
         make_folder(stage.folder(self.folder))
         make_folder(stage.marker(self.folder).parent)
         with (
-            self.clock.running(stage.name, fingerprint, made_from) as entry,
+            self.clock.running(stage.name, fingerprint, made_from, self._needs(stage)) as entry,
             typed_os_errors(stage.folder(self.folder)),
             typed_memory_errors(stage.name),
             every(LIVE, self.write_report),
         ):
             use_threads(threads)
             function = load_name(stage.function)
-            if self.composed is None:
-                self.composed = compose(self.plan.recipe, self.tables).tables
+            composed = self.settings()
             use_threads(threads)  # again, because torch may have been imported by now
             seed = self.plan.recipe["seed"]
-            extras = {extra.keyword: extra_value(extra, self.composed, seed) for extra in stage.extras}
+            extras = {extra.keyword: extra_value(extra, composed, seed) for extra in stage.extras}
             context = StageContext(
                 folder=stage.folder(self.folder),
                 inputs={name: self.by_name[name].folder(self.folder) for name in stage.needs},
@@ -299,7 +325,7 @@ class Run:
                 metrics=self.folder / "metrics.jsonl",
                 root=Path.cwd(),
             )
-            result = function(context, self.composed[stage.table], **extras)
+            result = function(context, composed[stage.table], **extras)
             outputs = hash_files(output_files(stage, self.folder), stage.folder(self.folder), {})
         marker = {
             "stage": stage.name,
@@ -307,10 +333,11 @@ class Run:
             "seconds": entry["seconds"],
             "peak_memory_mb": entry["peak_memory_mb"],
             "starts": entry["starts"],
+            "machine": machine.describe(threads),
             "result": result,
             "outputs": outputs,
             "inputs": inputs,
-            "needs": {name: made_by(self._marker(self.by_name[name])) for name in stage.needs},
+            "needs": self._needs(stage),
             "basis": made_from,
         }
         write_json(stage.marker(self.folder), marker)
@@ -319,6 +346,14 @@ class Run:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
         self.clock.drop(stage.name)
         progress.finish(f"done in {clock(entry['seconds'])}, memory at most {entry['peak_memory_mb']:.0f} MB")
+
+    def settings(self) -> Mapping[str, Any]:
+        """The recipe's tables as settings objects; those of optional stages that it doesn't name aren't
+        there."""
+        if self.composed is None:
+            tables = {name: path for name, path in self.tables.items() if name in self.plan.recipe}
+            self.composed = compose(self.plan.recipe, tables).tables
+        return self.composed
 
     def _set_aside(self, stage: Stage, why: str) -> None:
         """Move the stage's results to old/. Those that were made from them stay until their turn comes, so
@@ -346,8 +381,7 @@ class Run:
 
     def write_report(self) -> None:
         """report.json and report.html from the stages that are done."""
-        markers = {s.name: marker for s in self.stages if (marker := read_marker(s, self.folder))}
-        load_name(self.report)(self.folder, self.plan.recipe, markers)
+        load_name(self.report)(self.folder, self.plan.recipe, of_recipe(self.stages, self.plan, self.folder))
 
     def summary(self, until: str | None = None) -> dict[str, Any]:
         """What `make` returns, of the stages up to `until`: those behind it may be of another recipe."""
@@ -364,6 +398,10 @@ class Run:
             "wall_seconds": round(sum(seconds.values()), 3),
             "stages": seconds,
         }
+
+    def _needs(self, stage: Stage) -> dict[str, str]:
+        """What the stage is made from, as hashes of what those before it made."""
+        return {name: made_by(self._marker(self.by_name[name])) for name in stage.needs}
 
     def _marker(self, stage: Stage) -> dict[str, Any]:
         return read_marker(stage, self.folder) or {}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ STAGES: tuple[Stage, ...] = (
         "release",
         needs=("text", "tokenizer", "pretrain", "sft", "rl", "eval"),
         output="model",
-        reads=(),
+        reads=("name",),
     ),
 )
 # Stages that a run has when its recipe has their table.
@@ -190,8 +190,8 @@ class Plan:
 
     @property
     def given(self) -> dict[str, Any]:
-        """Seed, threads and device."""
-        return {name: self.recipe[name] for name in ("seed", "threads", "device")}
+        """Name, seed, threads and device."""
+        return {name: self.recipe.get(name) for name in ("name", "seed", "threads", "device")}
 
 
 def make_plan(
@@ -301,17 +301,29 @@ def basis(
     }
 
 
-def input_files(stage: Stage, plan: Plan, root: Path) -> list[Path]:
-    """The files below the paths that the stage's settings name; absent ones are the stage's to report."""
-    found: list[Path] = []
+def _named_inputs(stage: Stage, plan: Plan) -> Iterator[str]:
     for setting in stage.files:
         table, _, key = setting.rpartition(".")
         value = plan.recipe.get(table or stage.table, {}).get(key, [])
-        for name in [value] if isinstance(value, str) else value:
-            path = root / name
-            inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-            found += [p for p in inside if p.is_file() and not _left_behind(p)]
+        yield from [value] if isinstance(value, str) else value
+
+
+def input_files(stage: Stage, plan: Plan, root: Path) -> dict[str, Path]:
+    """The files below the paths that the stage's settings name, by these names: a folder named from the
+    root of the disk is the same wherever one stands. Absent ones are the stage's to report."""
+    found: dict[str, Path] = {}
+    for name in _named_inputs(stage, plan):
+        path = root / name
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in inside:
+            if file.is_file() and not _left_behind(file):
+                found[os.path.normpath(Path(name) / file.relative_to(path))] = file
     return found
+
+
+def absent_inputs(stage: Stage, plan: Plan, root: Path) -> str:
+    """The first name among the stage's inputs at which there is nothing; empty when all are there."""
+    return next((name for name in _named_inputs(stage, plan) if not (root / name).exists()), "")
 
 
 def _left_behind(path: Path) -> bool:
@@ -320,10 +332,15 @@ def _left_behind(path: Path) -> bool:
 
 
 def hash_files(files: Sequence[Path], base: Path, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """`{path below base: {bytes, mtime_ns, sha256}}`; a file with the size and time of `known` isn't read."""
+    """`hash_named` by the paths below `base`."""
+    return hash_named({os.path.relpath(path, base): path for path in files}, known)
+
+
+def hash_named(files: Mapping[str, Path], known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`{name: {bytes, mtime_ns, sha256}}`; a file with the size and time of `known` isn't read."""
     made = {}
-    for path in files:
-        name, status = os.path.relpath(path, base), path.stat()
+    for name, path in files.items():
+        status = path.stat()
         entry = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
         old = known.get(name, {})
         same = all(old.get(key) == value for key, value in entry.items())

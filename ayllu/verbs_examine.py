@@ -104,7 +104,8 @@ def bench(
     random
         With weights made up on the spot; a preset has no others.
     weights
-        float32, bfloat16, int8 or int4 (default: as the model is stored; int8 for a preset).
+        float32, bfloat16, int8 or int4 (default: packed ones as they are, others in
+        float32; int8 for a preset).
     cache
         float32, bfloat16 or int8.
     prompt_tokens
@@ -114,7 +115,7 @@ def bench(
     sequences
         Texts at once (batch).
     context
-        Tokens before the first step (decode, batch).
+        Tokens before the first step (decode, batch); with --engine a text begins with one.
     threads
         0: the physical cores.
     runs
@@ -126,6 +127,8 @@ def bench(
 
     if preset is not None and not random:
         raise UsageError(f"the preset {preset} is a shape without weights", fix="add --random")
+    if random and preset is None:
+        raise UsageError("--random is for a preset, and this model has weights", fix="leave it out")
     said = measuring.bench(
         mode, model, preset=preset, weights=weights, cache=cache, prompt_tokens=prompt_tokens, tokens=tokens,
         sequences=sequences, context=context, threads=threads, runs=runs, through_engine=engine,
@@ -177,9 +180,10 @@ def eval_(
     seed
         Draws rows, examples, problems and samples.
     weights
-        float32, bfloat16, int8 or int4 (default: as the model is stored).
+        float32, bfloat16, int8 or int4 (default: packed ones as they are, others in
+        float32, on a GPU bfloat16).
     device
-        cpu, cuda or auto.
+        cpu, cuda, cuda:1 or auto.
     out
         Keep results in this file as tasks are done; called again, it goes on with what is missing.
     """
@@ -187,12 +191,13 @@ def eval_(
     from ayllu.evals.examine import ExamSettings
     from ayllu.evals.page import page
     from ayllu.machine import choose_device
+    from ayllu.serve.options import checked_device
 
     settings = ExamSettings(n, samples, temperature, max_tokens, shots, seed, thinking_budget)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     said = evaluate_model(
         model_folder(Path(model)), names, data=data, settings=settings, weights=weights,
-        device=choose_device(device), out=out, verifier=verifier,
+        device=choose_device(checked_device(device, auto=True)), out=out, verifier=verifier,
     )  # fmt: skip
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else page(said))
 

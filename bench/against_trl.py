@@ -139,6 +139,7 @@ def theirs(folder: Path, prompts: int, max_tokens: int, steps: int) -> list[dict
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
+        shuffle_dataset=False,  # each step has these very problems, each once
     )
     texts = [[{"role": "user", "content": p.prompt}] for p in problems(prompts)] * (steps + 1)
     rows = Dataset(pyarrow.table({"prompt": texts}), fingerprint="countdown")  # not hashed by pickling it

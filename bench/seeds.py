@@ -37,7 +37,10 @@ def comparable(reports: list[dict[str, Any]]) -> None:
         raise UsageError("a run isn't finished", fix="finish it with ayllu make")
     if len({report["seed"] for report in reports}) < len(reports):
         raise UsageError("two runs have the same seed")
-    first, *others = ({k: v for k, v in report["recipe"].items() if k != "seed"} for report in reports)
+    first, *others = (
+        {k: v for k, v in report["recipe"].items() if k not in ("seed", "threads", "device")}
+        for report in reports
+    )
     if any(other != first for other in others):
         raise UsageError("the runs differ in their recipe")
 

@@ -63,6 +63,8 @@ def test_a_wished_gpu_that_is_absent_is_an_error(monkeypatch: pytest.MonkeyPatch
         machine.choose_device("cuda")
     assert machine.choose_device("auto") == "cpu"
     assert machine.choose_device("cpu") == "cpu"
+    with pytest.raises(ResourceError, match="cuda:7"):
+        machine.choose_device("cuda:7")
 
 
 def test_rates_are_plausible_and_scale_with_the_work() -> None:

@@ -15,6 +15,7 @@ from released import result as result
 from ayllu.files import read_json
 from ayllu.release import ReleaseSettings, release
 from ayllu.report.card import model_card
+from ayllu.report.charts import short
 
 
 def test_card_and_results_agree(folder: Path) -> None:
@@ -61,3 +62,53 @@ def test_report_in_the_folder_is_about_these_weights(folder: Path, result: dict[
 def test_card_of_an_empty_report_still_says_what_is_missing() -> None:
     report: dict[str, Any] = {"evals": {}, "stages": {}, "machine": {}, "seed": None, "recipe": {}}
     assert model_card("x", report, {}).count("Missing:") == 2
+
+
+def card_of(mixture: list[dict[str, Any]], recipe: dict[str, Any], **evals: Any) -> str:
+    report: dict[str, Any] = {"evals": evals, "stages": {}, "machine": {}, "seed": 1, "recipe": recipe}
+    return model_card("x", report | {"text": {"mixture": mixture}}, {})
+
+
+def row(language: str, documents: int, *licences: str) -> dict[str, Any]:
+    return {"language": language, "source": "s", "documents": documents, "licences": list(licences)}
+
+
+def test_what_is_private_is_not_called_public_or_free() -> None:
+    public = card_of([row("en", 2, "CC0-1.0")], {})
+    assert "trained from scratch on public text" in public and "free to use" in public
+    private = card_of([row("en", 2, "CC0-1.0"), row("en", 1, "private")], {})
+    assert "public text with" not in private and "free to use" not in private and "`private`" in private
+
+
+def test_a_language_without_a_document_is_not_named() -> None:
+    head = card_of([row("en", 2, "CC0-1.0"), row("de", 0)], {}).partition("license:")[0]
+    assert '"en"' in head and '"de"' not in head
+
+
+def test_where_practice_came_from_is_said() -> None:
+    plain = card_of([], {"sft": {"gsm8k": []}})
+    assert "GSM8K" not in plain and "expert iteration" not in plain
+    told = card_of([], {"sft": {"gsm8k": ["rows"]}, "expert": {}})
+    assert "GSM8K's training problems" in told and "expert iteration" in told
+
+
+def test_families_without_words_of_their_own_were_measured_all_the_same() -> None:
+    evals = {"stories_de": {"rl": {"n": 10, "correct": 9, "low": 0.6, "high": 0.99}}}
+    card = card_of([], {}, **evals)
+    assert "was not measured" not in card and "examined in `stories_de`" in card
+    assert "was not measured" in card_of([], {})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1500, "1,500"),
+        (999_400, "999k"),
+        (999_600, "1M"),
+        (2.5e6, "2.5M"),
+        (0.30000001, "0.3"),
+        (12_345, "12.3k"),
+    ],
+)
+def test_numbers_in_short(value: float, text: str) -> None:
+    assert short(value) == text

@@ -14,6 +14,7 @@ from typing import Any
 
 from ayllu.progress import clock
 from ayllu.report import figures
+from ayllu.report.card import is_public
 from ayllu.report.charts import short
 from ayllu.report.escape import safe
 from ayllu.report.figures import missing, rows_of
@@ -95,10 +96,11 @@ def _header(name: str, report: dict[str, Any]) -> str:
     pre, text = report.get("pretrain", {}), report.get("text", {})
     count = pre.get("parameters")
     lead = f"A language model of {short(count)} parameters" if isinstance(count, (int, float)) else "A run"
-    languages = sorted({LANGUAGES.get(code, code) for code in _column(text.get("mixture"), "language")})
+    mixture = [row for row in text.get("mixture") or [] if row.get("documents")]
+    languages = sorted({LANGUAGES.get(code, code) for code in _column(mixture, "language")})
     if languages:
         joined = " and ".join(part for part in (", ".join(languages[:-1]), languages[-1]) if part)
-        lead += f", from public text in {joined}"
+        lead += f", from {'public ' if is_public(report) else ''}text in {joined}"
     lead += f", {clock(report['wall_seconds'])} of machine time so far" if report["missing"] else ""
     lines = [
         "<header>",
@@ -132,8 +134,9 @@ def _headline(report: dict[str, Any]) -> str:
         xz = maybe(pre.get("xz_bits_per_byte"), "{:.3f}".format)
         facts.append(("bits per byte", f"{pre['bits_per_byte']:.3f}", f"xz -9e on the same documents: {xz}"))
     if isinstance(pre.get("tokens_per_second"), (int, float)):
-        fraction = maybe(pre.get("fraction"), "{:.0%}".format)
-        beside = f"tokens per second; {fraction} of the machine’s matrix-product rate"
+        beside = "tokens per second"
+        if pre.get("fraction") is not None:
+            beside += f"; {pre['fraction']:.0%} of the machine’s matrix-product rate"
         facts.append(("pretraining speed", f"{pre['tokens_per_second']:,.0f}", beside))
     unit = "hours" if report["wall_seconds"] >= 3600 else "minutes"
     facts.append(("time", clock(report["wall_seconds"]), f"{unit} for {len(report['stages'])} stages"))
@@ -307,6 +310,8 @@ def _hashes(report: dict[str, Any]) -> str:
     )
     return (
         f'<h2>Seed and hashes</h2><div class="wide"><table><tbody>{cells}</tbody></table></div>'
-        "<footer>All numbers were measured in this run, on the machine named above. "
+        "<footer>All numbers were measured in this run, on the machine named above"
+        + (" (the last of several)" if report.get("machines") else "")
+        + ". "
         "Intervals are Wilson’s (1927), 95%.</footer>"
     )

@@ -8,9 +8,10 @@ Keys that other programs rely on: `wall_seconds`, `stages.{name}.seconds`, `pret
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
+
+from ayllu.files import plain
 
 STAGES = ("text", "tokenizer", "pretrain", "sft", "rl", "eval", "release")
 # Those that a run has only when its recipe names them; each before a stage that every run has.
@@ -21,13 +22,16 @@ WHEN = ("sft", "rl")  # an evaluation is made after each of these
 def summarise(
     recipe: dict[str, Any], stages: dict[str, dict[str, Any]], machine: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The content of report.json. `machine` is what ayllu.machine.describe() says, unless given."""
+    """The content of report.json. `machine`, unless given, is the one on which the last stage was made (a
+    run may go on elsewhere: then all are in `machines`), and before any is made this one."""
+    done = [name for name in in_order() if name in stages]
+    made_on = [stages[name]["machine"] for name in done if stages[name].get("machine")]
     if machine is None:
         from ayllu.machine import describe
 
         threads = recipe.get("threads")
-        machine = describe(threads if isinstance(threads, int) else 0)
-    done = [name for name in in_order() if name in stages]
+        machine = made_on[-1] if made_on else describe(threads if isinstance(threads, int) else 0)
+    kinds = list({(m.get("chip"), m.get("gpu")): m for m in made_on}.values())
     results = {name: stages[name].get("result") or {} for name in done}
     times = {
         name: {key: stages[name][key] for key in ("seconds", "peak_memory_mb") if key in stages[name]}
@@ -42,6 +46,7 @@ def summarise(
         "seed": find_seed(recipe),
         "weights_sha256": weights_sha256(results),
         "machine": machine,
+        **({"machines": kinds} if len(kinds) > 1 else {}),
         "stages": times,
         "evals": evals_of(results.get("eval", {})),
         "samples": samples_of(results.get("eval", {})),
@@ -89,11 +94,9 @@ def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def weights_sha256(results: dict[str, dict[str, Any]]) -> str | None:
-    """The hash of the last weights that are there: the released ones, or else RL's."""
-    for name in ("release", "rl"):
-        if value := results.get(name, {}).get("weights_sha256"):
-            return str(value)
-    return None
+    """The hash of the released weights."""
+    value = results.get("release", {}).get("weights_sha256")
+    return str(value) if value else None
 
 
 def find_seed(recipe: dict[str, Any]) -> int | None:
@@ -137,14 +140,3 @@ def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
             known = rows.setdefault(str(row.get("stage")), {})
             known[row["step"]] = {**known.get(row["step"], {}), **row}
     return {stage: [by_step[step] for step in sorted(by_step)] for stage, by_step in rows.items()}
-
-
-def plain(value: Any) -> Any:
-    """The value as strict JSON can hold it: paths as text, numbers that are not finite as null."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value

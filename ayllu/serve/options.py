@@ -37,7 +37,8 @@ class EngineOptions:
     Parameters
     ----------
     weights
-        float32, bfloat16, int8 or int4 (default: as the model is stored).
+        float32, bfloat16, int8 or int4 (default: packed ones as they are, others in
+        float32, on a GPU bfloat16).
     cache
         How keys and values are kept: float32, bfloat16 or int8 (default: follows the weights).
     cache_folder
@@ -59,16 +60,22 @@ class EngineOptions:
 
     def arguments(self) -> dict[str, Any]:
         """For `Engine`. UsageError for a size or a device that is none."""
-        if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", self.device):
-            raise UsageError(f"there is no device {self.device[:40]!r}", fix="choose cpu, cuda or cuda:1")
         return {
             "weights": self.weights,
             "cache": self.cache,
             "cache_folder": self.cache_folder,
             "cache_folder_bytes": bytes_of(self.cache_folder_size),
             "speculate": self.speculate,
-            "device": self.device,
+            "device": checked_device(self.device),
         }
+
+
+def checked_device(device: str, *, auto: bool = False) -> str:
+    """`device`, or UsageError for what is none. `auto`: whether that may be said."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?" + ("|auto" if auto else ""), device):
+        known = "auto, cpu, cuda or cuda:1" if auto else "cpu, cuda or cuda:1"
+        raise UsageError(f"there is no device {device[:40]!r}", fix=f"choose {known}")
+    return device
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
             raise nothing_to_learn(groups)
         row = _row(groups, [result.entropy for result in updates.run(number, useful)])
         loop.state["rewards"] = [*loop.state["rewards"], row["reward"]][-_CURVE:]
-        low = useful and row["entropy"] < settings.entropy_floor
+        low = row.get("entropy", settings.entropy_floor) < settings.entropy_floor
         loop.state["collapsed"] = loop.state["collapsed"] + 1 if low else 0
         if loop.state["collapsed"] >= _PATIENCE:
             raise TrainingStoppedError(
@@ -259,11 +259,11 @@ def _row(groups: list[Group], entropies: list[float]) -> dict[str, Any]:
     }
     return {
         "reward": float(np.mean(rewards)),
-        "pass_rate": float(np.mean([max(g.rewards) for g in groups])),
+        "pass_rate": float(np.mean([max(g.rewards) > 0 for g in groups])),
         "informative": sum(g.informative for g in groups) / len(groups),
         "length": float(np.mean([a.tokens for a in answers])),
         "truncated": float(np.mean([a.finish_reason == "length" for a in answers])),
-        "entropy": float(np.mean(entropies)) if entropies else 0.0,
+        **({"entropy": float(np.mean(entropies))} if entropies else {}),  # nothing learnt, nothing measured
         "rollouts": len(answers),
         **by_family,
     }

@@ -149,5 +149,5 @@ def test_the_rows_that_practice_is_made_from_count_as_its_input(tmp_path):
     raw = {"name": "a", "text": {"corpus": ["x"]}, "sft": {"gsm8k": ["rows"]}, "guard": {"examined": ["e"]}}
     stage = stages_of(raw)[0]
     plan = make_plan(raw, stages=(stage,), tables=only(raw))
-    assert input_files(stage, plan, tmp_path) == [rows / "train.jsonl"]
+    assert input_files(stage, plan, tmp_path) == {"rows/train.jsonl": rows / "train.jsonl"}
     assert set(basis(stage, plan, {}, {})["settings"]) == {"guard", "sft", "rl"}

@@ -323,6 +323,10 @@ def test_examples_that_are_not_there_are_missed_before_the_model_is_loaded(data,
     assert find_tasks(["humaneval"], data, ExamSettings(shots=99))  # has none
 
 
+def test_a_device_that_is_none_is_refused(data):
+    assert call("eval", str(STORIES), "--tasks", "boolq", "--data", str(data), "--device", "gpux") == 2
+
+
 def call(*words):
     with pytest.raises(SystemExit) as ended:
         cli.main(list(words))

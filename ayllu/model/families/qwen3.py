@@ -1,7 +1,8 @@
 """Qwen3 (dense): Llama's block with a norm on each query and key head (Yang et al. 2025, 2505.09388).
 
-Our own models use this shape, so that transformers, vLLM and llama.cpp load them without our code. The
-keys are those of transformers' Qwen3Config. Queries, keys, values and outputs may have biases.
+Our own models use this shape, so that transformers and vLLM load them without our code, and llama.cpp what
+is exported. The keys are those of transformers' Qwen3Config. Queries, keys, values and outputs may have
+biases.
 """
 
 from __future__ import annotations
