@@ -41,8 +41,10 @@ def cut(logits_BV: Tensor, params: Sequence[SamplingParams]) -> None:
     count_B = _ranks(ranked_BK, mass_B, params)
     border_B = ranked_BK.gather(1, (count_B - 1)[:, None])
     free_B = torch.tensor([not is_cut(p) for p in params], device=device)
+    # top-p within a top-k beyond what was ranked: the mass that top-k leaves isn't known yet.
+    wide_B = torch.tensor([p.top_p < 1 and first < p.top_k < vocab for p in params], device=device)
     if first < vocab:
-        for i in ((count_B == first) & ~free_B).nonzero()[:, 0].tolist():
+        for i in (((count_B == first) & ~free_B) | wide_B).nonzero()[:, 0].tolist():
             row_1V = logits_BV[i : i + 1].sort(descending=True).values
             count_B[i : i + 1] = _ranks(row_1V, mass_B[i : i + 1], params[i : i + 1])
             border_B[i] = row_1V[0, count_B[i] - 1]

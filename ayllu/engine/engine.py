@@ -89,6 +89,8 @@ class Engine:
     ) -> None:
         self.tokenizer = tokenizer
         check_device(device)
+        if max_sequences < 1:
+            raise RequestError(f"max_sequences = {max_sequences} would answer nobody", fix="give 1 or more")
         if weights not in WEIGHTS:
             raise RequestError(f"weights = {weights!r:.100} is not one of {', '.join(WEIGHTS)}")
         if not isinstance(model, Decoder | PackedModel):
@@ -112,7 +114,7 @@ class Engine:
             if whole:
                 raise RequestError("rotary angles change with the text's length here: no speculation")
             ours = (weights, device, self.vocab_size, self.tokenizer)
-            speculation = Speculation(open_drafter(speculate, *ours))
+            speculation = Speculation(open_drafter(speculate, *ours), vocab_size=self.vocab_size)
         self.pool = BlockPool(blocks, self.executor.reserve)
         self.disk = None if cache_folder is None else DiskCache(Path(cache_folder), cache_folder_bytes)
         self.prefix = PrefixCache(
@@ -198,6 +200,8 @@ class Engine:
             sequence = Sequence(
                 next(self._ids), list(prompt_ids), params, params.max_tokens or room, _seed(base, choice)
             )
+            if params.prompt_logprobs:
+                sequence.prompt_logprobs = [None]  # nothing comes before the first
             sequence.twin = sequences[0] if sequences else None
             sequence.state = sampler.begin(sequence, self.tokenizer, self.vocab_size)
             sequences.append(sequence)
@@ -233,7 +237,7 @@ class Engine:
         except Exception as error:
             self._fail(works, error)
         for sequence, logprobs in prompts:
-            sequence.prompt_logprobs = [*(sequence.prompt_logprobs or [None]), *logprobs]
+            sequence.prompt_logprobs = [*sequence.prompt_logprobs, *logprobs]
         touched = self._commit(works, sampled)
         self.prefix.save()
         stats.steps += 1
@@ -282,6 +286,8 @@ class Engine:
                 sequence.finish_reason, sequence.error = "error", state.error
                 return taken
             sequence.append(one.token, one.logprob, one.top)
+            if sequence.finish_reason == "error" and state is not None:
+                sequence.error = state.error
             if sequence.finished:
                 return taken + 1
         return len(chosen)
@@ -356,7 +362,9 @@ class Engine:
         sequence = self.submit(ids, replace(params, stop_ids=(*params.stop_ids, *known.eos)))
         continues = bool(known.decode(ids))
         decoder = (
-            StopReader(known, params) if params.stop_strings else StreamDecoder(known, continues=continues)
+            StopReader(known, params, continues=continues)
+            if params.stop_strings
+            else StreamDecoder(known, continues=continues)
         )
         given = 0
         try:

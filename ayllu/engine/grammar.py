@@ -30,7 +30,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from ayllu.engine.grammar_worker import LIMITS
 from ayllu.engine.request import Grammar
-from ayllu.errors import GrammarFailedError, RequestError
+from ayllu.errors import GrammarFailedError, RequestError, ResourceError
 from ayllu.text.tokenizer import Tokenizer
 
 MAX_SOURCE = 64 << 10  # characters
@@ -104,15 +104,21 @@ def matcher(grammar: Grammar, tokenizer: Tokenizer, vocab_size: int) -> Matcher:
     """
     pieces = _pieces(tokenizer, vocab_size)
     with pieces.lock:
-        if (known := pieces.grammars.get(grammar)) is None:
+        known = pieces.grammars.get(grammar)
+    compiled = checked(grammar) if known is None else ""  # may take long, for which others needn't wait
+    with pieces.lock:
+        if known is None:
+            known = pieces.grammars.get(grammar)
+        if known is None:
             limits = LLParserLimits(**LIMITS)
-            known = LLMatcher(pieces.inner, checked(grammar), log_level=0, limits=limits)
+            known = LLMatcher(pieces.inner, compiled, log_level=0, limits=limits)
             if known.is_error():
                 raise _refused(grammar, known.get_error())
             pieces.grammars[grammar] = known
             while len(pieces.grammars) > _KEPT:
                 pieces.grammars.popitem(last=False)
-        pieces.grammars.move_to_end(grammar)
+        if grammar in pieces.grammars:
+            pieces.grammars.move_to_end(grammar)
         return Matcher(known.deep_copy(), pieces)
 
 
@@ -182,36 +188,55 @@ def _pieces(tokenizer: Tokenizer, size: int) -> _Pieces:
 # ---- trying out
 _verdicts: OrderedDict[Grammar, dict[str, str]] = OrderedDict()
 _worker: subprocess.Popen[bytes] | None = None
-_worker_lock = threading.Lock()
+_worker_lock, _verdicts_lock = threading.Lock(), threading.Lock()
+_TOO_MUCH = {"error": "compiling it takes too much time or memory"}
 
 
 def checked(grammar: Grammar) -> str:
     """llguidance's form of a grammar that has been tried out. Raises RequestError."""
     if len(grammar.source) > MAX_SOURCE:
         raise _refused(grammar, f"it has {len(grammar.source)} characters, {MAX_SOURCE} at most are read")
-    with _worker_lock:
-        if (verdict := _verdicts.get(grammar)) is None:
-            request = json.dumps({"kind": grammar.kind, "source": grammar.source}) + "\n"
-            verdict = _verdicts[grammar] = _ask(request.encode())
-            while len(_verdicts) > _KEPT:
-                _verdicts.popitem(last=False)
-        _verdicts.move_to_end(grammar)
+    if (verdict := _known_verdict(grammar)) is None:
+        with _worker_lock:
+            if (verdict := _known_verdict(grammar)) is None:
+                request = json.dumps({"kind": grammar.kind, "source": grammar.source}) + "\n"
+                # One that died may have died of something else than the question: it is asked once more.
+                verdict = _ask(request.encode()) or _ask(request.encode()) or _TOO_MUCH
+                with _verdicts_lock:
+                    _verdicts[grammar] = verdict
+                    while len(_verdicts) > _KEPT:
+                        _verdicts.popitem(last=False)
     if "error" in verdict:
         raise _refused(grammar, verdict["error"])
     return verdict["grammar"]
 
 
-def _ask(request: bytes) -> dict[str, str]:
-    """The worker's answer; an error in its place where it dies of the question."""
+def _known_verdict(grammar: Grammar) -> dict[str, str] | None:
+    """What was found before, without waiting for what is being tried out now."""
+    with _verdicts_lock:
+        if grammar in _verdicts:
+            _verdicts.move_to_end(grammar)
+        return _verdicts.get(grammar)
+
+
+def _ask(request: bytes) -> dict[str, str] | None:
+    """The worker's answer; None where it dies, or doesn't answer. Raises ResourceError without one."""
     global _worker
     if _worker is None or _worker.poll() is not None:
-        _worker = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).with_name("grammar_worker.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in a terminal is for us
-        )
+        try:
+            _worker = subprocess.Popen(
+                [sys.executable, "-I", str(Path(__file__).with_name("grammar_worker.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in a terminal is for us
+            )
+        except OSError as error:
+            raise ResourceError(
+                "a grammar can't be tried out",
+                why=f"no process can be started: {error.strerror}",
+                fix="free some memory or processes and try again",
+            ) from error
     assert _worker.stdin is not None and _worker.stdout is not None
     line, until = b"", time.monotonic() + _PATIENCE
     try:
@@ -231,5 +256,5 @@ def _ask(request: bytes) -> dict[str, str]:
         _worker.stdin.close()
         _worker.stdout.close()
         _worker = None
-        return {"error": "compiling it takes too much time or memory"}
+        return None
     return cast(dict[str, str], json.loads(line))

@@ -106,12 +106,13 @@ class SamplingParams:
 
     `max_tokens` None means up to the end of the context. `temperature` 0 is greedy (ties go to the
     lowest id). `top_k` 0, `top_p` 1 and `min_p` 0 are off. A stop id ends the sequence and is kept as
-    its last token. With a `seed` the same prompt gives the same tokens, whatever else is running.
+    its last token. With a `seed` the same prompt gives the same tokens, whatever else is running: to the bit
+    with the native executor; where others compute, sums may differ in their last bits with what runs beside.
     `logprobs` False leaves them out of the completion; `top_logprobs`: so many likeliest tokens at each
     place besides; `prompt_logprobs`: those of the prompt's tokens, too. `n` completions, the likeliest of
     `best_of` (by mean log-probability). A higher `priority` goes first. `ignore_stop`: stop ids don't end.
     `cache_salt`: prompts share stored blocks only with prompts of the same salt. `speculate` False: guess
-    nothing here where the engine does (it makes no difference to the text).
+    nothing here where the engine does (it makes no difference to the text, but for such last bits).
     """
 
     max_tokens: int | None = None

@@ -3,7 +3,7 @@
 Checking is exact and simple here, because every random number belongs to a place in the text and not to a
 step: at each guessed place the token is sampled that would have been sampled there anyway, and guesses count
 as far as they are that token. So for the same seed the text is the same with speculation and without, greedy
-or not; the distribution is unchanged because nothing is. (The papers' rule of acceptance keeps the
+or not (where an executor's sums don't depend on how many tokens a step has: the native one's); the distribution is unchanged because nothing is. (The papers' rule of acceptance keeps the
 distribution only. A guess without randomness of its own is accepted with probability p(x) by both.)
 
 A guess pays when its chance is worth more than its share of the step (section 3.3 there): reading the weights
@@ -13,6 +13,7 @@ so that guessing grows where it succeeds, and ends where it doesn't or where a b
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence as Many
 from typing import Protocol
@@ -114,8 +115,10 @@ class Record:
 class Speculation:
     """Decides who gets how many guesses. `failure`: why the drafter isn't asked any more, if it failed."""
 
-    def __init__(self, drafter: Drafter, costs: Costs | None = None) -> None:
-        self.drafter, self.costs = drafter, costs or Costs()
+    def __init__(
+        self, drafter: Drafter, costs: Costs | None = None, *, vocab_size: int | None = None
+    ) -> None:
+        self.drafter, self.costs, self.vocab_size = drafter, costs or Costs(), vocab_size
         self.failure: Exception | None = None
         self._records: dict[int, dict[int, Record]] = {}
         self._used: dict[int, Record] = {}
@@ -162,7 +165,12 @@ class Speculation:
             else:
                 record.fade()
         drafts = self.drafter.draft(wanted) if wanted else []
-        return {s.id: ids[:depth] for (s, depth), ids in zip(wanted, drafts, strict=True)}
+        return {s.id: self._known(ids[:depth]) for (s, depth), ids in zip(wanted, drafts, strict=True)}
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The guesses up to the first that is no token of this vocabulary."""
+        most = self.vocab_size
+        return list(itertools.takewhile(lambda i: i >= 0 and (most is None or i < most), ids))
 
     def depths(self, chances: list[tuple[float, int]], running: int) -> list[int]:
         """How many guesses pay: the likeliest first, as long as they raise tokens a second.

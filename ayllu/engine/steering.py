@@ -48,7 +48,10 @@ class Steering:
             # Of several stop ids (an end of the turn, an end of a call) the turn's own ends a whole text.
             self._ends = [i for i in self._stops if i in tokenizer.eos] or self._stops
         if params.stop_strings:
-            self.reader = StopReader(_needed(tokenizer, "a stop string"), params)
+            known = _needed(tokenizer, "a stop string")
+            # Behind a control token a text begins anew, behind anything else it goes on.
+            continues = prompt_ids[-1] not in known.control.values()
+            self.reader = StopReader(known, params, continues=continues)
 
     @classmethod
     def begin(cls, sequence: Sequence, tokenizer: Tokenizer | None, vocab_size: int) -> Steering | None:

@@ -65,10 +65,10 @@ class StopStrings:
 class StopReader:
     """Token ids in, text out that holds no stop string and no broken character.
 
-    `strings` are those of `params` (made here if not given). The first `min_tokens` tokens don't stop, and
-    what is thought under a budget doesn't either. `stopped` is set by the token that completes a stop
-    string; nothing comes out after that. Control tokens have no text, and no stop string reaches across
-    them. `continues`: as for StreamDecoder.
+    `strings` are those of `params` (made here if not given). Of the first `min_tokens` tokens only the last
+    may stop, and what is thought under a budget doesn't either. `stopped` is set by the token that
+    completes a stop string; nothing comes out after that. Control tokens have no text, and no stop string
+    reaches across them. `continues`: as for StreamDecoder.
     """
 
     def __init__(

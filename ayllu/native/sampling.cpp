@@ -40,9 +40,9 @@ CLONES static void sample_rows(const float* logits, const float* temperatures, c
             double mass = block ? upto[block - 1] : 0.0;
             const size_t end = std::min((block + 1) * BLOCK, vocab);
             token = block * BLOCK;
-            size_t likely = token;  // where rounding leaves nothing behind, the block's last real chance
+            size_t likely = token;  // where rounding leaves nothing behind, the block's likeliest
             for (; token < end; ++token) {
-                if (buffer[token] > 0.f) likely = token;
+                if (buffer[token] > buffer[likely]) likely = token;
                 if ((mass += buffer[token]) > wanted) break;
             }
             if (token == end) token = likely;

@@ -60,7 +60,8 @@ class Answer:
     """A finished turn.
 
     `transcript` is the whole conversation with this turn appended; `finish_reason` is "stop",
-    "length" (no room or no tokens left: the turn may end in an open span) or "cancelled".
+    "length" (no room or no tokens left: the turn may end in an open span), "cancelled", or "error" (the
+    engine could not go on, as where a grammar became too much).
     `logprobs` has one value for each sampled token of this turn, in order. `calls` counts the calls
     that were judged, `valid_calls` those whose tool exists and whose arguments fit its schema. `told`: what a
     tool that has ended the turn tells the user. `records`: the calls with their results.
@@ -110,6 +111,7 @@ class Turn:
         self.session = Session(toolbox, rules or Rules(max_calls=max_calls), recorded=recorded)
         self.handle: Any = None  # the engine's sequence, or None while one is to be submitted
         self.answer: Answer | None = None
+        self.error: Exception | None = None  # why the engine could not go on with it
         self.segment = self.thinking = self.thought = 0
         self.logprobs: list[float] = []
         self.reader = chat.reader(transcript)
@@ -142,7 +144,7 @@ class Turn:
 
     def settle(self) -> list[Event]:
         """Take over a finished sequence: run its calls and go on waiting, or set `answer`."""
-        reason = self.handle.finish_reason
+        reason, self.error = self.handle.finish_reason, getattr(self.handle, "error", None)
         self._take_over()
         calls = self.chat.calls(self.transcript) if reason == "stop" else []
         if not calls:
@@ -268,7 +270,10 @@ def answer_stream(
             engine.step()
             yield from turn.read()
             if turn.handle.finished:
-                yield from turn.settle()
+                events = turn.settle()
+                if turn.error is not None:
+                    raise turn.error
+                yield from events
     finally:
         turn.cancel()
 

@@ -154,6 +154,8 @@ class Writing:
             parts = [Part("call", call=call, number=number) for number, call in enumerate(passed)]
             return [*self._flush(), *parts, *self._end("tool_calls")]
         events = turn.settle()
+        if turn.error is not None:
+            raise turn.error
         results = [event.text for event in events if event.kind == "result"]
         self.ran += [Ran(Call(c.name, c.arguments), text) for c, text in zip(calls, results, strict=True)]
         if turn.answer is None:

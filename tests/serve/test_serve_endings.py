@@ -197,5 +197,5 @@ def test_generation_config(tmp_path):
 def test_an_answer_that_cannot_go_on_has_its_own_code():
     """The engine's word for it, which docs/errors.md has, and not a failure of the server's."""
     made = as_api_error(GrammarFailedError("no token fits any more"))
-    assert (made.status, made.code) == (500, "grammar_failed")
-    assert as_api_error(ValueError("secret")).code == "internal_error"
+    assert (made.status, made.envelope.error.code) == (500, "grammar_failed")
+    assert as_api_error(ValueError("secret")).envelope.error.code == "internal_error"

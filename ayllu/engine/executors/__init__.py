@@ -29,6 +29,11 @@ def make_executor(
     if weights not in WEIGHTS:
         raise RequestError(f"weights = {weights!r} is not one of {', '.join(WEIGHTS)}")
     if isinstance(model, PackedModel):
+        if torch_device(device).type != "cpu" or weights not in ("auto", model.weights):
+            raise RequestError(
+                f"packed weights ({model.weights}) can't be run as {weights} on {device}",
+                fix="open the model's folder or file by its path, or leave weights and device out",
+            )
         return NativeExecutor(model, cache=cache)
     if weights == "auto":
         weights = "float32" if device == "cpu" else "bfloat16"

@@ -78,6 +78,8 @@ class NativeExecutor:
         for name, matrix in sorted(self.packed.matrices.items()):
             digest.update(name.encode())
             digest.update(memoryview(matrix.data.numpy()))
+            if matrix.bias is not None:
+                digest.update(matrix.bias.numpy().tobytes())
         for name, vector in sorted(self.packed.vectors.items()):
             digest.update(name.encode() + vector.numpy().tobytes())
         return digest.hexdigest()

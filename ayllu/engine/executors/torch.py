@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,7 +135,9 @@ class TorchExecutor:
             self.model = cast_matrices(copy.deepcopy(self.source).requires_grad_(False), self.dtype)
             return
         with torch.no_grad():
-            for mine, given in zip(self.model.parameters(), self.source.parameters(), strict=True):
+            pairs = [(self.model.parameters(), self.source.parameters())]
+            pairs += [(self.model.buffers(), self.source.buffers())]  # such as a router's choice of experts
+            for mine, given in itertools.chain.from_iterable(zip(*p, strict=True) for p in pairs):
                 mine.copy_(given)
 
     def reserve(self, blocks: int) -> None:
