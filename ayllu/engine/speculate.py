@@ -3,8 +3,9 @@
 Checking is exact and simple here, because every random number belongs to a place in the text and not to a
 step: at each guessed place the token is sampled that would have been sampled there anyway, and guesses count
 as far as they are that token. So for the same seed the text is the same with speculation and without, greedy
-or not (where an executor's sums don't depend on how many tokens a step has: the native one's); the distribution is unchanged because nothing is. (The papers' rule of acceptance keeps the
-distribution only. A guess without randomness of its own is accepted with probability p(x) by both.)
+or not, where an executor's sums don't depend on how many tokens a step has (the native one's don't); the
+distribution is unchanged because nothing is. (The papers' rule of acceptance keeps the distribution only. A
+guess without randomness of its own is accepted with probability p(x) by both.)
 
 A guess pays when its chance is worth more than its share of the step (section 3.3 there): reading the weights
 costs the same for one token and for several, computing doesn't. Both are measured while the engine runs,
