@@ -75,7 +75,7 @@ def make_folder(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     """A file to write that takes the name `path` as a whole when the block ends without an error.
 
     Until then it has a temporary name; a failed block leaves what was at `path` untouched.
@@ -87,7 +87,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, mode)
             os.replace(temporary, path)
             sync_folder(path.parent)
         except BaseException:
@@ -96,20 +96,21 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either the old or the new content, never a part."""
-    with new_file(path) as file:
+def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write `data` so that `path` holds either the old or the new content, never a part. `mode`: who may read
+    it."""
+    with new_file(path, mode) as file:
         file.write(data)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     """`write_bytes` for text, UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8"), mode)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
     """`write_bytes` for JSON: two spaces, keys as given, one trailing newline."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", mode)
 
 
 def read_json(path: Path, *, limit: int | None = None) -> Any:

@@ -110,8 +110,9 @@ class RecordedTurn(msgspec.Struct, forbid_unknown_fields=True):
         return turn
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        write_json(path, msgspec.to_builtins(self))
+        """Write the file, whole or not at all, for its owner's eyes: it has what was asked and what tools
+        gave."""
+        write_json(path, msgspec.to_builtins(self), 0o600)
 
     def params(self) -> SamplingParams:
         """How the answer was sampled. RequestError for values that can't be."""

@@ -172,7 +172,10 @@ class EngineThread:
             if order in line:
                 line.remove(order)
         if order.writing is not None and not order.writing.ended:
-            order.writing.cancel()
+            try:
+                order.writing.cancel()
+            except Exception as error:  # what it wrote can't be read, as when it failed: the others go on
+                log_failure("an answer could not be taken back", error)
 
     def _fail_all(self, error: Exception) -> None:
         """Everybody gets `error`. If the engine can't even cancel, the thread ends and /readyz says so."""

@@ -20,7 +20,7 @@ from ayllu.serve import limits
 from ayllu.serve.faults import ApiError, invalid
 from ayllu.serve.tally import TokenLogprob
 
-Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]  # a tool's name, as OpenAI allows it
+Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]  # a tool's name, as OpenAI allows it
 Stop = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_LENGTH)]
 TokenCount = Annotated[int, Meta(ge=1, le=1 << 31)]
 

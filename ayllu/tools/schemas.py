@@ -45,6 +45,10 @@ def held_schema(parameters: Any) -> tuple[dict[str, Any], list[str]]:
         raise ValueError("parameters must be the schema of an object: a call's arguments are one")
     schema["type"] = "object"
     declared, wanted = schema.get("properties"), schema.get("required")
+    if wanted is not None and not (
+        isinstance(wanted, list) and all(isinstance(name, str) for name in wanted)
+    ):
+        raise ValueError("required must be a list of names")
     closed = "additionalProperties" not in schema and not schema.keys() & set(_JOINED)
     # One that is required and not declared may be anything, and there has to be room for it.
     known = not isinstance(wanted, list) or not isinstance(declared, dict) or declared.keys() >= set(wanted)

@@ -76,12 +76,14 @@ def preflight(
     if not any(group.informative for group in every):
         raise nothing_to_learn(every)
     tokens = sum(answer.tokens for group in every for answer in group.answers)
+    shares = {family: settings.shares()[family] for family in families}
+    an_answer = sum(share * flights[f].tokens for f, share in shares.items()) / sum(shares.values())
     useful = [group for group in every if group.informative][: settings.groups]
     training = seconds(useful) / (len(useful) * SAMPLES)
     result = {
         "families": {family: asdict(each) for family, each in flights.items()},
         "tokens_per_second": tokens / sampling,
-        "seconds": forecast(flights, settings, sampling / (len(every) * SAMPLES), training),
+        "seconds": forecast(flights, settings, sampling / tokens * an_answer, training),
         "peak_memory_mb": machine.peak_memory_mb(),
     }
     for line in table(result):
@@ -111,9 +113,13 @@ def forecast(flights: dict[str, Flight], settings: RlSettings, sampling: float, 
     """
     shares = {family: settings.shares()[family] for family in flights}
     informative = sum(share * flights[f].informative for f, share in shares.items()) / sum(shares.values())
-    sampled = min(settings.groups / max(informative, 0.25), settings.rounds * 4 * settings.groups)
+    sampled, missing = 0.0, float(settings.groups)
+    for _ in range(settings.rounds):  # as Rollouts.sample goes about it
+        count = min(4 * settings.groups, max(missing, 0.0) / max(informative, 0.25))
+        sampled, missing = sampled + count, missing - count * informative
     anchor = settings.updates * settings.anchor_rows * bool(settings.anchor)
-    passes = 1 if settings.updates == 1 else 4 / 3  # log-probabilities cost another forward
+    # Of all parts but the first log-probabilities are computed twice: a forward, a third of a pass, each.
+    passes = 1 + 2 * (settings.updates - 1) / (3 * settings.updates)
     step = sampled * settings.size * sampling + (settings.groups * settings.size * passes + anchor) * training
     return step * settings.steps
 

@@ -167,11 +167,12 @@ class Rollouts:
 
     def _reward(self, problem: Problem, answer: Answer) -> float:
         value = reward(problem, answer.transcript, answer, self.chat)
+        right = value > 0
         if self.settings.invalid_call and answer.valid_calls < answer.calls:
             value -= self.settings.invalid_call
         if answer.finish_reason == "length":
             value -= self.settings.cut_off
-        elif self.settings.wrong and value <= 0 and self._pretends(problem, answer):
+        elif self.settings.wrong and not right and self._pretends(problem, answer):
             value -= self.settings.wrong
         return value
 

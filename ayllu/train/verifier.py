@@ -41,9 +41,10 @@ from ayllu.train.expert import is_right
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import Packer, SftSettings, pack_rows, read_given, save_into
+from ayllu.train.sft import SftSettings, pack_rows, read_given, save_into
 from ayllu.train.step import Batch
 
+CODE_VERSION = 2  # 2: batches don't prefer long solutions
 SOLUTIONS = ".solutions"  # working memory, as checkpoints are
 _PORTION = 64  # problems sampled together
 _UNIFORM = 0.3  # largest share of problems whose solutions are all right or all wrong
@@ -276,16 +277,23 @@ def batch_of(
     1 on sampled tokens. A batch of the language model leaves out each conversation's last token and weighs
     the place before a sampled one; so every conversation gets a token more, and weights go one place on.
     """
-    packer, signs = Packer(length), dict[int, float]()
-    copies = []  # keeps the objects alive whose ids name them
-    while len(packer.full) < rows:
+    content, room = [list[Transcript]() for _ in range(rows)], [length] * rows
+    signs = dict[int, float]()
+    # In the order in which they are drawn, until one doesn't fit. Taking the rows that are full first would
+    # be taking what is long: solutions that were cut off, and so are wrong.
+    while True:
         kind = by_kind[int(rng.integers(2))]
         solution = kind[int(rng.integers(len(kind)))]
         copy = solution.transcript.plus(_UNDECIDED)
-        copies.append(copy)
+        size = len(copy.ids()) - 1
+        fits = [(left, row) for row, left in enumerate(room) if left >= size]
+        if not fits:
+            break
+        row = min(fits)[1]
+        content[row].append(copy)
+        room[row] -= size
         signs[id(copy)] = 1.0 if solution.right else -1.0
-        packer.add(copy)
-    batch = pack_rows(packer.full[:rows], length, device, signs)
+    batch = pack_rows(content, length, device, signs)
     signs_BT = batch.weights_BT.roll(1, dims=1)  # a row's last place never has a weight
     return replace(batch, weights_BT=signs_BT.abs()), (signs_BT > 0).float()
 

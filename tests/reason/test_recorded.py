@@ -63,6 +63,7 @@ def test_a_turn_is_replayed_from_its_file(folder, capsys):
     said = capsys.readouterr().out
     turn = RecordedTurn.read(folder / "turn.json")
     assert turn.prompt == "What time is it?" and turn.answer == said.strip() == turn.calls[0].text.strip()
+    assert (folder / "turn.json").stat().st_mode & 0o777 == 0o600, "it is its owner's"
     assert {tool.name for tool in turn.tools} == {"calculator", "clock"} and turn.settings["seed"] is not None
     then = json.loads((folder / "turn.json").read_text())
     for place in (then["calls"][0], then):

@@ -16,6 +16,7 @@ from ayllu.tools.calculator import CALCULATOR
 from ayllu.tools.calls import MOST, call_grammar
 from ayllu.tools.chart import chart_tool
 from ayllu.tools.clock import clock_tool
+from ayllu.tools.schemas import held_schema
 from ayllu.tools.sql import Database, Table, sql_tool
 from ayllu.tools.tool import MAX_STRING, Tool, Toolbox
 from ayllu.tools.units import UNIT_TOOL
@@ -156,3 +157,17 @@ def test_descriptions_are_no_part_of_it():
     )
     plain = tool("t", {"b": {"type": "boolean"}})
     assert call_grammar([told]) == call_grammar([plain])
+
+
+def test_what_is_required_and_not_declared_has_room():
+    """`additionalProperties: false` would leave no call at all."""
+    city = {"type": "object", "properties": {"city": {"type": "string"}}}
+    assert held_schema(city)[0]["additionalProperties"] is False
+    assert held_schema(city | {"required": ["city"]})[0]["additionalProperties"] is False
+    assert "additionalProperties" not in held_schema(city | {"required": ["city", "unit"]})[0]
+
+
+@pytest.mark.parametrize("required", [[["a"]], "a", [1], {"a": 1}])
+def test_required_is_a_list_of_names(required):
+    with pytest.raises(ValueError, match="list of names"):
+        held_schema({"type": "object", "properties": {"a": {"type": "string"}}, "required": required})

@@ -249,4 +249,7 @@ def test_a_wrong_answer_costs_what_the_recipe_says_where_no_is_honest() -> None:
 
     assert right != "no", "a seed whose expert finds it"
     assert (worth(right), worth("no"), worth("1+1"), worth("1+", "length")) == (1.0, 0.0, -0.25, -0.5)
+    strict = Rollouts(None, CHAT, RlSettings(wrong=0.25, invalid_call=1.0), 1, BOX)  # type: ignore[arg-type]
+    sloppy = replace(answered(right, "stop", game), calls=2, valid_calls=1)
+    assert strict._reward(game, sloppy) == 0.0, "a right answer is not charged for pretending"
     assert worth("12345", problem=PROBLEM) == 0.0, "arithmetic has no way to give up"

@@ -34,6 +34,17 @@ def test_a_preflight_counts_by_hand() -> None:
     )
 
 
+def test_a_forecast_counts_the_rounds_that_look_for_informative_groups() -> None:
+    """At 5 % a round of 4 x 8 groups finds 1.6 of 8: three rounds are sampled, and then training goes on."""
+    few = preflight.Flight(100, 0.05, 0.2, 0.0, 0.05, 10.0)
+    settings = RlSettings(steps=1, groups=8, size=2, rounds=3, arithmetic=1.0, countdown3=0.0, anchor=0.0)
+    sampled = 32 + (8 - 1.6) / 0.25 + (8 - 1.6 - 0.05 * (8 - 1.6) / 0.25) / 0.25
+    assert preflight.forecast({"arithmetic": few}, settings, 1.0, 0.0) == pytest.approx(2 * sampled)
+    twice = replace(settings, updates=4)
+    training = preflight.forecast({"arithmetic": few}, twice, 0.0, 1.0)
+    assert training == pytest.approx(16 * (1 + 2 * 3 / 12))
+
+
 @pytest.mark.parametrize(
     ("rewards", "reason", "said"),
     [

@@ -120,6 +120,31 @@ def test_training_and_scoring_read_the_same_tokens() -> None:
     assert verifier.score([one.transcript]) == pytest.approx([last], abs=1e-4)
 
 
+def test_a_batch_does_not_prefer_what_is_long() -> None:
+    """Wrong solutions that were cut off fill a row alone, right ones are short: half of each all the same."""
+    problem = TASK.problem(np.random.default_rng(0), 1, "train")
+
+    def said(text: str, right: bool) -> Solution:
+        return Solution(conversation(CHAT, problem, [Piece(Kind.SAY, text)]), right)
+
+    short = said("7", True)
+    size = len(short.transcript.ids())
+    long, text = said("7", False), "7"
+    while len(long.transcript.ids()) < 4 * size:
+        text += " 7"
+        long = said(text, False)
+    length, right, wrong = len(long.transcript.ids()) + size // 2, 0, 0
+    for seed in range(30):
+        batch, wanted_BT = batch_of(np.random.default_rng(seed), [[short], [long]], 8, length, "cpu")
+        assert batch.document_BT is not None
+        for row in range(8):
+            for document in range(1, int(batch.document_BT[row].max()) + 1):
+                here = batch.document_BT[row] == document
+                good = bool((wanted_BT[row][here] * batch.weights_BT[row][here]).any())
+                right, wrong = right + good, wrong + (not good)
+    assert 0.4 < right / (right + wrong) < 0.75, (right, wrong)
+
+
 def test_scores_do_not_depend_on_the_batch(trained: tuple[Verifier, Any]) -> None:
     verifier, _ = trained
     rng = np.random.default_rng(2)

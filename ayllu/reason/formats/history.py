@@ -39,7 +39,8 @@ def as_declared(call: Heard, tools: Sequence[dict[str, Any]]) -> Heard:
     if not call.texts:
         return call
     known = [tool["function"].get("parameters") for tool in tools if tool["function"]["name"] == call.name]
-    properties = (known[0] or {}).get("properties", {}) if known else {}
+    schema_of = known[0] if known and isinstance(known[0], dict) else {}
+    properties = given if isinstance(given := schema_of.get("properties"), dict) else {}
     arguments = json.loads(call.arguments)
     for key, text in call.texts:
         if isinstance(one := properties.get(key), dict) and one.get("type") == "string":

@@ -312,7 +312,7 @@ class Machine:
                 piece.calls = ()
                 raise UnreadableError("no tool of that name is on offer")
             piece.whole = True
-        except UnreadableError as error:
+        except (UnreadableError, RecursionError) as error:
             if self._unmarked:
                 self._no_call()
                 self._say(piece, self._blank)
@@ -320,7 +320,8 @@ class Machine:
                 return
             name = self._inside[0][1].strip().partition("\n")[0][:100] if len(self._inside) > 1 else ""
             inside = "".join(text for _, text in self._inside).strip()
-            piece.calls = (Heard(name, inside, error=str(error)),)
+            why = str(error) if isinstance(error, UnreadableError) else "the call is nested too deeply"
+            piece.calls = (Heard(name, inside, error=why),)
             piece.whole = whole
         self._say(piece, "\n".join(call.text for call in piece.calls))
 
