@@ -53,10 +53,11 @@ def test_long_arithmetic():
         pending, rows, found = None, [], ""
         for line in lines:
             if row := re.fullmatch(
-                r"(\d+)\*(\d+) (\d)(:|=0)", line
+                r"(\d+)\*(\d+) (\d)(0*)(:|=0)", line
             ):  # that of the last digit of what is left
                 assert row[2].endswith(row[3])
                 pending = int(row[1]) * int(row[3])
+                assert row[5] == "=0" or len(row[4]) == len(rows)  # the zeros of its place
                 rows.append((int(row[1]), row[2]))
             elif line.endswith(":"):  # a sum that the next `=` line ends
                 pending = value(line[:-1])

@@ -8,7 +8,8 @@ are added at a time. A difference writes down each pair of digits before it asks
 digits `arithmetic`'s form, which decides while it reads, went wrong there more than anywhere else.
 
 What is left to do stands before each row of a product and each column of a difference: of 954*914 the rows
-begin with `954*914 4:`, `954*91 1:`, `954*9 9:`, and a difference counts down `306267-66282`, `30626-6628`,
+begin with `954*914 4:`, `954*91 10:`, `954*9 900:` (half of the misses of a model without these zeros
+shifted the second row by two places), and a difference counts down `306267-66282`, `30626-6628`,
 `3062-662`. So the next digit is always the last of what was written a moment ago. Models of 3 million
 parameters that had to find it in the question lost their place where digits repeat: of eight misses four were
 the digit of a row, three a difference. What was found so far stands behind each column of a sum or a
@@ -42,12 +43,13 @@ REPEATING = 0.3  # of the practised problems consist of two different digits at 
 ALIKE = 0.2  # of the practised differences are of numbers that begin with the same digits
 
 
-def row_lines(x: int, left: int) -> list[str]:
-    """417 times the last digit of what is left: `417*36 6:`, 7*6=42 and so on with the carry, `=2502`."""
+def row_lines(x: int, left: int, place: int = 0) -> list[str]:
+    """417 times the last digit of what is left: `417*36 6:`, 7*6=42 and so on with the carry, `=2502`. The
+    digit has the zeros of its place behind it, `417*3 30:`."""
     q = left % 10
     if q == 0:
         return [f"{x}*{left} 0=0"]
-    carry, lines = 0, [f"{x}*{left} {q}:"]
+    carry, lines = 0, [f"{x}*{left} {q}{'0' * place}:"]
     for p in map(int, reversed(str(x))):
         total = p * q + carry
         lines.append(f"{p}*{q}={p * q}" + (f" {p * q}+{carry}={total}" if carry else ""))
@@ -59,7 +61,7 @@ def product_lines(x: int, y: int) -> list[str]:
     """All rows, the last digit of y first; from the second on each is added to the sum so far."""
     lines, total = list[str](), 0
     for place, q in enumerate(map(int, reversed(str(y)))):
-        lines += row_lines(x, y // 10**place)
+        lines += row_lines(x, y // 10**place, place)
         part = x * q * 10**place
         if place and q:
             lines += [f"{part}+{total}:", *sum_lines(part, total), f"={part + total}"]
