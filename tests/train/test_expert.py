@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from ayllu.errors import RecipeError, RecipeValueError, TrainingStoppedError
-from ayllu.model.config import ModelSettings
-from ayllu.model.decoder import Decoder
 from ayllu.model.weights import load_model
 from ayllu.progress import Progress
 from ayllu.reason.loop import Answer
@@ -25,7 +23,7 @@ from ayllu.stages import STAGES, basis, make_plan, stages_of
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.train import expert as module
 from ayllu.train.expert import ExpertSettings, distinct, is_right
-from ayllu.train.sft import Practice, SftSettings, save_into
+from ayllu.train.sft import Practice, SftSettings
 
 TOKENIZER = train_tokenizer(practice_texts(0), 400)
 CHAT = Chat(TOKENIZER)
@@ -63,15 +61,6 @@ def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
     folder.mkdir(exist_ok=True)
     progress = Progress("expert", quiet=True)
     return StageContext(folder, inputs, 3, 1, "cpu", progress, folder / "metrics.jsonl", folder)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("sft")
-    model = Decoder(ModelSettings(width=32, layers=1, head_dim=16, context=160).config(400)).initialise(0)
-    save_into(context(folder, {}), model, TOKENIZER)
-    TOKENIZER.save(folder)
-    return {"tokenizer": folder, "sft": folder}
 
 
 class Solver:
