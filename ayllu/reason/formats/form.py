@@ -134,8 +134,9 @@ def named_call(name: str, arguments: str, number: str = "") -> Heard:
     return Heard(name, arguments.strip() or "{}", number.strip())
 
 
-def _no_constant(name: str) -> Any:
+def no_constant(name: str) -> Any:
+    """For json's `parse_constant`: NaN and Infinity are Python's words, none of JSON's (ValueError)."""
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, strict=False)
+_DECODER = json.JSONDecoder(parse_constant=no_constant, strict=False)

@@ -21,6 +21,7 @@ from ayllu.reason.formats.form import (
     UnreadableError,
     json_calls,
     named_call,
+    no_constant,
 )
 from ayllu.reason.transcript import Heard, Kind
 from ayllu.tools.calls import CallForm
@@ -56,7 +57,7 @@ def _function(text: str) -> tuple[Heard, str]:
             raise UnreadableError(f"the parameter {key[:40]!r} has no end")
         value = value.removeprefix("\n").removesuffix("\n")
         try:
-            arguments[key] = json.loads(value, parse_constant=_refuse)
+            arguments[key] = json.loads(value, parse_constant=no_constant)
             json.dumps(arguments[key], allow_nan=False)  # 1e999 is read as infinity
         except (ValueError, RecursionError):
             arguments[key] = value
@@ -65,10 +66,6 @@ def _function(text: str) -> tuple[Heard, str]:
         raise UnreadableError("there is more than parameters in the function")
     heard = named_call(name, json.dumps(arguments, ensure_ascii=False))
     return replace(heard, texts=tuple(texts)), rest.removeprefix(_FUNCTION_END).strip()
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
 
 
 HERMES = Format(
