@@ -159,10 +159,14 @@ class Turn:
         full = len(self.transcript.ids()) >= self.engine.context_length
         return events + (self._finish("length") if spent or full else [])
 
-    def cancel(self) -> None:
-        """Give the engine's place back; what was sampled so far becomes the answer."""
+    def give_back(self) -> None:
+        """Give the engine's place back, whatever was sampled: nobody will read it."""
         if self.handle is not None and not self.handle.finished:
             self.engine.cancel(self.handle)
+
+    def cancel(self) -> None:
+        """Give the engine's place back; what was sampled so far becomes the answer."""
+        self.give_back()
         if self.handle is not None:
             self._take_over()
         if self.answer is None:

@@ -172,10 +172,7 @@ class EngineThread:
             if order in line:
                 line.remove(order)
         if order.writing is not None and not order.writing.ended:
-            try:
-                order.writing.cancel()
-            except Exception as error:  # what it wrote can't be read, as when it failed: the others go on
-                log_failure("an answer could not be taken back", error)
+            order.writing.cancel()  # reads nothing: only an engine that can't even cancel fails here
 
     def _fail_all(self, error: Exception) -> None:
         """Everybody gets `error`. If the engine can't even cancel, the thread ends and /readyz says so."""

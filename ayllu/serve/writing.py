@@ -133,7 +133,7 @@ class Writing:
     def cancel(self) -> None:
         """Nobody wants the rest: free the engine's place."""
         self.ended = True
-        self.turn.cancel()
+        self.turn.give_back()
 
     def _texts(self, events: Sequence[Event]) -> list[Part | Ending]:
         news: list[Part | Ending] = []

@@ -121,6 +121,18 @@ def test_a_dead_engine_thread_is_noticed(scripted):
         assert get(running, "/readyz")[0] == 503 and get(running, "/healthz")[0] == 200
 
 
+def test_an_answer_that_cannot_be_read_leaves_the_others_alone(scripted):
+    with scripted(*LONG, delay=0.01) as running:
+        usual, nonsense = running.engine.script, [None, None, None]
+        running.engine.script = lambda prompt: nonsense if len(running.engine.prompts) == 2 else usual(prompt)
+        stream = running.client().chat.completions.create(model="tiny", messages=USER, stream=True)
+        next(iter(stream))
+        status, body, _ = post(running, {"messages": USER})
+        assert (status, body["error"]["code"]) == (500, "internal_error")
+        assert list(stream)[-1].choices[0].finish_reason == "stop"
+        assert running.engine.cancelled == [2] and running.service.engine.alive
+
+
 def test_a_shutdown_lets_answers_end_and_breaks_off_the_rest(scripted):
     with scripted(*LONG, delay=0.05, limits=Limits(grace=0.4)) as running:
         create = running.client().chat.completions.create
