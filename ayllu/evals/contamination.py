@@ -26,7 +26,8 @@ import numpy as np
 from ayllu.errors import BadFileError, ContaminationError, InputNotFoundError
 from ayllu.evals.rows import KINDS, kind_of, read_rows
 from ayllu.reason.practice import TASKS
-from ayllu.text.decontaminate import index_evaluations
+from ayllu.text.clean import normalise
+from ayllu.text.decontaminate import index_evaluations, one_form
 
 LEAST_WORDS = 8  # of a skeleton
 SAMPLE = 300  # problems of each family that are looked at
@@ -37,7 +38,7 @@ _NUMBER = re.compile(r"\d[\d,.]*")
 
 def skeleton(text: str) -> str:
     """Words in lower case without signs, every number as `#`. "" when fewer than LEAST_WORDS."""
-    words = re.findall(r"[^\W\d_]+|#", _NUMBER.sub(" # ", text.casefold()))
+    words = re.findall(r"[^\W\d_]+|#", _NUMBER.sub(" # ", one_form(normalise(text))))
     return " ".join(words) if len(words) >= LEAST_WORDS else ""
 
 

@@ -23,10 +23,11 @@ from ayllu.text import clean, decontaminate, dedup, mix
 from ayllu.text.document import Document, document_from_row, words
 from ayllu.text.language import UNDETERMINED, Identifier, learn_from, usage
 from ayllu.text.manifest import attribution, licence_table, make_manifest
-from ayllu.text.readers import ABOUT, corpus_files, read_corpus, read_lines, read_objects
+from ayllu.text.readers import ABOUT, ROWS, corpus_files, read_corpus, read_lines, read_objects
 from ayllu.text.tokenizer import Tokenizer, train_tokenizer
 
 CODE_VERSION = 2  # 2: a bracket is a piece of its own
+LINES = (".txt", ".txt.gz", ".txt.xz")
 PROBLEM_KEYS = ("prompt", "question", "problem", "text")  # of a JSONL file of evaluation problems
 CONTRADICTION = 0.3  # nats per n-gram by which the recognised language must win over the label's
 
@@ -266,14 +267,19 @@ def _not_read(paths: list[Path]) -> list[str]:
 
 
 def read_evaluation(path: Path) -> list[str]:
-    """Problem texts of a file: JSONL (`prompt`, `question`, `problem` or `text`), or one per line.
+    """Problem texts of a file: JSONL (`prompt`, `question`, `problem` or `text`), or .txt with one per line.
 
-    Errors: InputNotFoundError, NotUtf8Error, BadFileError with the line.
+    Errors: InputNotFoundError, NotUtf8Error, BadFileError with the line, or for another kind of file.
     """
     if not path.is_file():
         raise InputNotFoundError(f"the evaluation file {path} does not exist")
-    if ".jsonl" not in path.name:
+    if path.name.endswith(LINES):
         return read_lines(path)
+    if not path.name.endswith(ROWS):  # a table's line holds a key and an answer too: nothing would match
+        raise BadFileError(
+            f"{path}: evaluation problems of this kind of file can't be compared",
+            fix=f"use one of {', '.join(ROWS + LINES)}",
+        )
     texts = []
     for number, row in read_objects(path):
         key = next((key for key in PROBLEM_KEYS if isinstance(row.get(key), str)), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -50,6 +52,32 @@ def test_what_is_too_short_is_counted() -> None:
     index = index_evaluations(["Hello!", "", "1 + 1 = 2", "What is 417 + 385?"])
     assert index.too_short == 3
     assert index.find("Hello! 1 + 1 = 2") is None
+
+
+def test_long_ones_without_a_passage_are_counted_too() -> None:
+    index = index_evaluations(["1, 2, 3, " * 10, STORY])
+    assert index.too_short == 1 and index.find(STORY) is not None
+
+
+ARMY = "Ärzte können für 12 Übungen höchstens drei Bücher öffnen, nicht mehr."
+
+
+@pytest.mark.parametrize(
+    ("problem", "document"),
+    [
+        (unicodedata.normalize("NFD", ARMY), ARMY),
+        ("\ufeffWhat is 417 + 385?", "What is 417 + 385?"),
+        ("What is the al\u00adti\u00adtude of Pu\u200bno?", "What is the altitude of Puno?"),
+        ("Who lives at +49 30 1234567 in this town?", "Who lives at [phone] in this town?"),
+        ("కర్షక్\u200cలు ఎంత మంది ఉన్నారు ఇక్కడ?", "కర్షక్లు ఎంత మంది ఉన్నారు ఇక్కడ?"),
+        ("What did Anna\u2019s \u201cfriend\u201d say \u2013 then?", "What did Anna's \"friend\" say - then?"),
+        ("Wie lang ist die STRASSE nach Puno?", "wie lang ist die Straße nach puno?"),
+    ],
+    ids=["decomposed", "byte order mark", "soft hyphens", "private", "joiners", "quotes", "case"],
+)
+def test_the_same_problem_in_another_form(problem: str, document: str) -> None:
+    assert index_evaluations([problem]).find(FILLER + document + " " + FILLER) is not None
+    assert index_evaluations([document]).find(FILLER + problem + " " + FILLER) is not None
 
 
 def test_the_same_problem_twice_counts_once() -> None:

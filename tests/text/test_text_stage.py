@@ -221,6 +221,9 @@ def test_evaluation_files(
         (tmp_path / "bad.jsonl").write_text('{"prompt": "fine"}\n' + bad)
         with pytest.raises(BadFileError, match=r"bad\.jsonl, line 2"):
             read_evaluation(tmp_path / "bad.jsonl")
+    (tmp_path / "eval.csv").write_text("1,What is 417 + 385?,802\n")
+    with pytest.raises(BadFileError, match=r"eval\.csv.*can't be compared"):
+        read_evaluation(tmp_path / "eval.csv")
     with pytest.raises(InputNotFoundError, match="evaluation file"):
         make_text(context("text"), TextSettings(corpus=("corpus.jsonl",), evaluation=("gone.txt",)))
 
