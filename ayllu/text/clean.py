@@ -29,7 +29,6 @@ VERSION = 1  # of the rules below: raise it when a rule or a threshold changes
 _STRIP = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 )
-_TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 _BLANKS = re.compile(r"\n{4,}")
 
 
@@ -37,7 +36,8 @@ def normalise(text: str) -> str:
     """NFC, `\\n` line ends, no control characters, no trailing spaces, at most two blank lines; unwrapped."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n\n")
     text = _STRIP.sub("", unicodedata.normalize("NFC", text))
-    return unwrap(_BLANKS.sub("\n\n\n", _TRAILING.sub("", text)).strip())
+    lines = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
+    return unwrap(_BLANKS.sub("\n\n\n", lines).strip())
 
 
 # A line that begins like this is laid out on purpose: lists, headings, tables, quotes, code, verse numbers.

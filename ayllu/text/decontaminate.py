@@ -1,8 +1,8 @@
 """Decontamination: no document may hold a problem that the model is evaluated on.
 
 Two kinds of evidence, each an exact match of tokens (words and single signs; case, spacing, forms of
-quotation marks and dashes, and invisible characters don't count), so that a flag can be shown side by side with
-the problem and judged by eye:
+quotation marks and dashes, and invisible characters don't count), so that a flag can be shown side by
+side with the problem and judged by eye:
 
 - A **passage**: thirteen tokens in a row from an evaluation text (GPT-3, Brown et al. 2020, appendix C,
   used 13-grams). At least eight of them must be different: rows of dashes, tables of zeros and
@@ -13,8 +13,8 @@ the problem and judged by eye:
   are no evidence at all ("Hello!"), nor are long ones without a passage; they are counted, so that the
   report can say so.
 
-Documents and problems are brought into the same form first (`compared`): a problem that was copied from a page with
-soft hyphens, in decomposed letters or with a telephone number in it is the same problem.
+Documents and problems are brought into the same form first (`compared`): a problem that was copied from a
+page with soft hyphens, in decomposed letters or with a telephone number in it is the same problem.
 
 Documents are tested as a whole: one hit drops the document and the hit is recorded.
 """

@@ -24,7 +24,7 @@ from ayllu.text.document import Document, codes, words
 
 SHINGLE = 5  # words
 BANDS, ROWS = 40, 3  # a pair of similarity s is a candidate with probability 1 - (1 - s^3)^40: 0.93 at 0.4
-NEAR = 0.4  # Jaccard similarity from which a document counts as a near duplicate
+NEAR = 0.4  # Jaccard similarity from which a document is a near duplicate; with less the bands miss most
 _BLOCK = 1 << 14  # shingles hashed at once: bounds the memory at 120 x 16384 x 8 bytes = 16 MB
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ayllu.text.tags import primary_tag
+
 # field of Document -> key of a JSONL row, where they differ
 ROW_KEY = {"language": "lang", "licence": "license", "origin": "repo"}
 _TEXT_FIELDS = (
@@ -80,11 +82,12 @@ def document_from_row(row: dict[str, Any], *, source: str, number: int) -> Docum
     values: dict[str, Any] = {}
     for name in _TEXT_FIELDS:
         value = row.get(ROW_KEY.get(name, name))
-        if value is not None:
+        if value not in (None, ""):  # an empty name is none, but an empty text is one
             values[name] = str(value)
+    values.setdefault("text", "")
     values.setdefault("source", source)
     values.setdefault("id", f"{values['source']}/{number:05d}")
-    values["language"] = values.get("language", "").replace("_", "-").split("-")[0].lower()
+    values["language"] = primary_tag(values.get("language", ""))
     if isinstance(row.get("year"), int):
         values["year"] = row["year"]
     values["machine_translated"] = bool(row.get("machine_translated"))

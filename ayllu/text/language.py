@@ -10,7 +10,7 @@ Telugu is two sentences), is learnt from labelled text, up to the same amount. A
 needs no code, and a wrong label can't move a profile that is there.
 
 How *usual* a text is within its language is another question, and there more text is better: `usage`
-reads all of it.
+reads 60 documents of each language, drawn from all its sources.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayllu.text.document import Document, words
+from ayllu.text.mix import order_of
 
 BUCKETS = 1 << 16  # n-grams of one to three characters, hashed
 SMOOTHING = 0.02  # pseudo-count of a bucket: small, since a language uses few of all n-grams
@@ -32,7 +33,7 @@ READ_CHARACTERS = 8_000  # of a document: more does not change the verdict
 SAMPLE_CHARACTERS = 4_000  # of a language that the declaration's sample lacks
 PER_DOCUMENT = 1_000  # characters of each document that go into it
 FEWEST_CHARACTERS = 1_000  # a sample shorter than this lacks the language; a label with less teaches nothing
-USAGE_DOCUMENTS = 60  # per language, in corpus order
+USAGE_DOCUMENTS = 60  # per language, in the order of a hash: from all its sources
 ENOUGH_LETTERS = 20  # with fewer, nothing can be said
 DENSE = ("zh", "ja", "ko")  # scripts in which a few hundred characters say as much
 UNDETERMINED = "und"  # ISO 639-3: undetermined
@@ -132,14 +133,16 @@ def learn_from(documents: Iterable[Document]) -> Identifier:
         if language in seed.languages and seed.guess(document.text).language != language:
             continue
         room = SAMPLE_CHARACTERS - len(samples.get(language, ""))
+        if room <= 0:
+            continue
         samples[language] = samples.get(language, "") + document.text[: min(room, PER_DOCUMENT)] + "\n"
     return seed.learn({name: [text] for name, text in samples.items() if len(text) >= FEWEST_CHARACTERS})
 
 
 def usage(documents: Iterable[Document]) -> Identifier:
-    """What is usual in each language of the corpus: profiles of all its text, for `Guess.surprise`."""
+    """What is usual in each language of the corpus: profiles of its text, for `Guess.surprise`."""
     samples: dict[str, list[str]] = {}
-    for document in documents:
+    for document in sorted(documents, key=lambda d: order_of(d.id, 0)):
         texts = samples.setdefault(document.language, [])
         if len(texts) < USAGE_DOCUMENTS:
             texts.append(document.text)

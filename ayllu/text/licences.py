@@ -18,8 +18,9 @@ KNOWN = (
     "CDLA-Permissive-2.0", "CDLA-Sharing-1.0", "GFDL-1.1", "GFDL-1.2", "GFDL-1.3", "FAL-1.3", "OGL-UK-3.0",
     "etalab-2.0", "DL-DE-BY-2.0", "DL-DE-ZERO-2.0", "Apache-2.0", "MIT", "MIT-0", "ISC", "0BSD", "Zlib",
     "BSD-2-Clause", "BSD-3-Clause", "BSD-4-Clause", "BSL-1.0", "Artistic-2.0", "MPL-1.1", "MPL-2.0",
-    "EPL-1.0", "EPL-2.0", "ECL-2.0", "EUPL-1.1", "EUPL-1.2", "GPL-2.0", "GPL-3.0", "LGPL-2.1", "LGPL-3.0",
-    "AGPL-3.0", "AFL-3.0", "OSL-3.0", "OFL-1.1", "WTFPL", "NCSA", "UPL-1.0", "PSF-2.0", "Python-2.0",
+    "EPL-1.0", "EPL-2.0", "ECL-2.0", "EUPL-1.0", "EUPL-1.1", "EUPL-1.2", "GPL-1.0", "GPL-2.0", "GPL-3.0",
+    "LGPL-2.0", "LGPL-2.1", "LGPL-3.0", "AGPL-1.0", "AGPL-3.0", "AFL-3.0", "OSL-3.0", "NPOSL-3.0",
+    "CC-SA-1.0", "OFL-1.1", "WTFPL", "NCSA", "UPL-1.0", "PSF-2.0", "Python-2.0",
     *(f"{name}-{version}" for name in _CC for version in ("1.0", "2.0", "2.5", "3.0", "4.0")),
 )  # fmt: skip
 _NEAR = 0.82  # of difflib's ratio: below it are licences that exist and only resemble one of these

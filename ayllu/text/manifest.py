@@ -88,24 +88,29 @@ def _summary(documents: list[Document]) -> dict[str, Any]:
 
 
 def attribution(documents: Iterable[Document]) -> str:
-    """ATTRIBUTION.md: per source its licences, origin and commit, and the works with their authors."""
+    """ATTRIBUTION.md: per source its licences, origin and commit, and the works with their authors.
+
+    Where a source has several licences, origins or commits, each work says its own."""
     sources: dict[str, list[Document]] = {}
     for document in documents:
         sources.setdefault(document.source, []).append(document)
     lines = ["# Attribution", "", "The text that this model was made from. Every document has a licence.", ""]
     for source, group in sorted(sources.items()):
-        lines += [f"## {source}", ""]
-        for label, name in (("Licence", "licence"), ("Origin", "origin"), ("Commit", "commit")):
+        lines += [f"## {_plain(source)}", ""]
+        several = []
+        for name in ("licence", "origin", "commit"):
             values = sorted({getattr(d, name) for d in group} - {""})
+            if len(values) > 1:
+                several.append(name)
             if values:
-                lines.append(f"- {label}: {'; '.join(values)}")
+                lines.append(f"- {name.capitalize()}: {'; '.join(map(_plain, values))}")
         translated = sum(d.machine_translated for d in group)
         if translated:
             lines.append(f"- Machine-translated documents: {translated}")
         lines += [f"- Documents: {len(group)}, {sum(d.bytes for d in group)} bytes", ""]
         works: dict[str, int] = {}
         for document in group:
-            work = _work_line(document)
+            work = _work_line(document, several)
             works[work] = works.get(work, 0) + 1
         for work, count in sorted(works.items()):
             lines.append(f"- {work}" + (f" ({count} documents)" if count > 1 else ""))
@@ -113,12 +118,15 @@ def attribution(documents: Iterable[Document]) -> str:
     return "\n".join(lines)
 
 
-def _work_line(document: Document) -> str:
+def _work_line(document: Document, several: list[str]) -> str:
+    """Author, title and year; then what not all of its source have in common."""
     name = document.title or document.path or document.id
     when = str(document.year or document.date or "")
-    return ", ".join(part for part in (document.author, _plain(name), when) if part)
+    line = ", ".join(_plain(part) for part in (document.author, name, when) if part)
+    own = ", ".join(_plain(value) for value in (getattr(document, field) for field in several) if value)
+    return f"{line} ({own})" if own else line
 
 
 def _plain(text: str) -> str:
-    """A title can hold anything; in a list line it must not start new Markdown."""
+    """A name can hold anything; in a list line it must not start new Markdown."""
     return " ".join(text.split()).replace("<", "&lt;")

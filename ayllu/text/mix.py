@@ -1,8 +1,9 @@
 """The mixture: which documents are held out, and what share each source and language has.
 
-Held-out text measures the model on works it has not read, so whole *works* are held out: two chapters
-of one book never lie on different sides. The choice follows from a hash of the work's name and the
-seed, not from the order of the files.
+Held-out text measures the model on works it has not read, so whole *works* are held out: two chapters of one
+book never lie on different sides, nor do its editions in two sources and its translations under one title. (A
+language with a single work is the exception: it gives its last documents, and a note says so.) The choice
+follows from a hash of the work's name and the seed, not from the order of the files.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ayllu.text.document import Document
+
+TINY = 0.01  # of the largest language's bytes: a language that doesn't set how much the others give
 
 
 @dataclass(frozen=True)
@@ -35,52 +38,79 @@ def hold_out(documents: Iterable[Document], *, share: float, seed: int) -> Split
     Works are drawn in hash order, from the source that lacks most to its own share first, so that the
     held-out text resembles the rest; a work that would go beyond the language's share is passed over.
     Where every work is larger than that, the smallest one is taken, so that each language is measured.
-    A language with a single work gives its last documents; with a single document nothing (noted).
+    A language with a single work gives its last documents; with a single document nothing (noted). A work
+    that is there in several languages is held out in all of them or in none.
     """
     languages: dict[str, dict[str, list[Document]]] = {}
-    for document in documents:
-        languages.setdefault(document.language, {}).setdefault(document.work, []).append(document)
+    names: dict[tuple[str, str], str] = {}
+    everywhere: dict[str, list[Document]] = {}
+    for document in sorted(documents, key=lambda d: d.source):
+        work = names.setdefault(_identity(document), document.work)  # that of its first source
+        languages.setdefault(document.language, {}).setdefault(work, []).append(document)
+        everywhere.setdefault(work, []).append(document)
+    chosen: set[str] = set()
     heldout: set[str] = set()
     notes: list[str] = []
     for language, works in sorted(languages.items()):
         size = {work: sum(d.bytes for d in parts) for work, parts in works.items()}
-        if len(works) > 1:
-            chosen = _draw(works, size, share=share, seed=seed) or [min(works, key=lambda w: (size[w], w))]
-            heldout.update(d.id for work in chosen for d in works[work])
-            continue
-        (parts,) = works.values()
-        if len(parts) == 1:
+        total = sum(size.values())
+        (first, parts), *others = works.items()
+        if others:
+            chosen.update(_draw(works, size, chosen, share=share, seed=seed))
+            held = sum(size[work] for work in chosen if work in works)
+            if held > 2 * share * total:
+                notes.append(f"{language}: its works are large, {held / total:.0%} of it is held out")
+        elif len(everywhere[first]) > len(parts):
+            notes.append(
+                f"{language}: one work only, which other languages have too: all of it is on one side"
+            )
+        elif len(parts) == 1:
             notes.append(f"{language}: one document only, nothing held out")
-            continue
-        notes.append(f"{language}: one work only, its last part is held out")
-        budget = share * sum(size.values())
-        for document in reversed(parts[1:]):
-            heldout.add(document.id)
-            budget -= document.bytes
-            if budget <= 0:
-                break
+        else:
+            notes.append(f"{language}: one work only, its last part is held out")
+            budget = share * total
+            for document in reversed(parts[1:]):
+                heldout.add(document.id)
+                budget -= document.bytes
+                if budget <= 0:
+                    break
+    heldout.update(d.id for work in chosen for d in everywhere[work])
     return Split(frozenset(heldout), tuple(notes))
 
 
-def _draw(works: dict[str, list[Document]], size: dict[str, int], *, share: float, seed: int) -> list[str]:
-    """Works of one language worth at most `share` of its bytes; none where every work is too large."""
+def _identity(document: Document) -> tuple[str, str]:
+    """What makes two documents parts of one work: author and title, wherever they were found."""
+    if document.author and document.title:
+        return document.author.casefold(), document.title.casefold()
+    return "", document.work
+
+
+def _draw(
+    works: dict[str, list[Document]], size: dict[str, int], chosen: set[str], *, share: float, seed: int
+) -> list[str]:
+    """Works of one language worth at most `share` of its bytes, together with those that another language has
+    `chosen`; where every work is too large, the smallest one."""
     waiting: dict[str, list[str]] = {}  # per source, its works in the order of the draw
     for work in sorted(works, key=lambda w: order_of(w, seed)):
         waiting.setdefault(works[work][0].source, []).append(work)
     lacks = {source: share * sum(size[w] for w in drawn) for source, drawn in waiting.items()}
+    for source, drawn in waiting.items():
+        lacks[source] -= sum(size[work] for work in drawn if work in chosen)
     room = sum(lacks.values())
-    chosen: list[str] = []
+    taken = [work for work in works if work in chosen]
+    # What doesn't fit now never will, as the room only shrinks: one pass over each source.
+    coming = {source: iter([w for w in drawn if w not in chosen]) for source, drawn in waiting.items()}
     while lacks:
         source = max(lacks, key=lambda s: (lacks[s], s))
-        fitting = [work for work in waiting[source] if size[work] <= room]
-        if not fitting or lacks[source] <= 0:
+        fitting = (work for work in coming[source] if size[work] <= room)
+        drawn_work = next(fitting, None) if lacks[source] > 0 else None
+        if drawn_work is None:
             del lacks[source]
             continue
-        waiting[source].remove(fitting[0])
-        chosen.append(fitting[0])
-        room -= size[fitting[0]]
-        lacks[source] -= size[fitting[0]]
-    return chosen
+        taken.append(drawn_work)
+        room -= size[drawn_work]
+        lacks[source] -= size[drawn_work]
+    return taken or [min(works, key=lambda w: (size[w], w))]
 
 
 def mixture_table(
@@ -138,14 +168,17 @@ def balance_languages(
 ) -> tuple[list[str], dict[str, int]]:
     """Texts such that language weights are bytes ** balance, and the bytes per language.
 
-    Nothing is repeated: the language that is most under-represented gives all it has, the others give
-    whole documents in the order of a hash. Every language gives at least one document.
+    Nothing is repeated: the language that is most under-represented gives all it has, the others give whole
+    documents in the order of a hash. Every language gives at least one document. A language with less than a
+    hundredth of the largest one's bytes gives all it has and sets no measure: one note in a foreign language
+    (or one that was recognised wrongly) would leave the others next to nothing.
     """
     languages: dict[str, list[Document]] = {}
     for document in documents:
         languages.setdefault(document.language, []).append(document)
     have = {language: sum(d.bytes for d in group) for language, group in languages.items()}
-    scale = min(have[language] / max(have[language], 1) ** balance for language in have)
+    counting = [amount for amount in have.values() if amount >= TINY * max(have.values())]
+    scale = min(amount / max(amount, 1) ** balance for amount in counting)
     texts: list[str] = []
     amounts: dict[str, int] = {}
     for language, group in sorted(languages.items()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from ayllu.errors import (
 from ayllu.files import sha256_file
 from ayllu.text.document import Document, document_from_row
 from ayllu.text.licences import misspelt
+from ayllu.text.tags import primary_tag
 
 ROWS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 PLAIN = (".txt", ".md")
@@ -95,7 +97,12 @@ def corpus_files(path: Path) -> list[Path]:
             )
         return [path]
     files = [f for f in path.rglob("*") if f.is_file() and f.name.endswith(ROWS + PLAIN)]
-    return sorted(f for f in files if f.name not in ABOUT and not f.name.startswith("."))
+    return sorted(f for f in files if f.name not in ABOUT and not hidden(f, path))
+
+
+def hidden(file: Path, folder: Path) -> bool:
+    """Whether `file` or a folder between it and `folder` is hidden (.git, .venv, .trash): nobody's text."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def read_rows(file: Path, *, licence: str = "", language: str = "") -> Iterator[Document]:
@@ -104,13 +111,8 @@ def read_rows(file: Path, *, licence: str = "", language: str = "") -> Iterator[
     for number, row in read_objects(file):
         if not isinstance(row.get("text"), str):
             raise BadFileError(f"{file}, line {number}: a row must have a `text` that is a string")
-        if _lone_surrogate(row["text"]):
-            raise NotUtf8Error(
-                f"{file}, line {number}: the text has half a character (a lone \\ud800-\\udfff escape)",
-                fix="write the file again as UTF-8",
-            )
         row["license"] = str(row.get("license") or row.get("licence") or licence).strip()
-        if row["license"].lower() in UNKNOWN:
+        if not known(row["license"]):
             raise LicenceMissingError(
                 f"{file}, line {number}: the document has no licence",
                 why="text without a known licence can't enter a mixture",
@@ -122,6 +124,11 @@ def read_rows(file: Path, *, licence: str = "", language: str = "") -> Iterator[
         else:
             row["lang"] = row.get("lang") or row["language"]
         yield document_from_row(row, source=source, number=number)
+
+
+def known(licence: str) -> bool:
+    """Whether `licence` names one at all ("unknown" and "n/a" don't)."""
+    return licence.strip().lower() not in UNKNOWN
 
 
 def _refuse_misspelt(licence: str, where: str) -> None:
@@ -136,22 +143,22 @@ def _refuse_misspelt(licence: str, where: str) -> None:
 
 def read_plain(file: Path, *, name: str, source: str, licence: str, language: str = "") -> Iterator[Document]:
     """A .txt or .md file as one document, or as parts `#0`, `#1`, ... when it is long."""
-    if not licence:
+    if not known(licence):
         raise LicenceMissingError(
             f"{file}, line 1: plain text brings no licence with it",
             why="text without a known licence can't enter a mixture",
             fix='set `licence` in the recipe (for example "CC0-1.0", or "private" for your own notes)',
         )
     _refuse_misspelt(licence, str(file))
-    text = _decode(file, _uncompressed(file)).removeprefix("\ufeff")
+    text = _decode(file, _uncompressed(file)).removeprefix("\ufeff").replace("\r\n", "\n")
     parts = cut_at_paragraphs(text, PART_CHARACTERS)
     for number, part in enumerate(parts):
         yield Document(
             id=f"{source}/{name}" + (f"#{number}" if len(parts) > 1 else ""),
             text=part,
             source=source,
-            licence=licence,
-            language=language,
+            licence=licence.strip(),
+            language=primary_tag(language),
             path=name,
         )
 
@@ -186,8 +193,14 @@ def read_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in _numbered_lines(file):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+            halved = "\\ud" in line.lower() and _lone_surrogate(row)
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise BadFileError(f"{file}, line {number}: not valid JSON", why=str(error)) from error
+        if halved:
+            raise NotUtf8Error(
+                f"{file}, line {number}: there is half a character (a lone \\ud800-\\udfff escape)",
+                fix="write the file again as UTF-8",
+            )
         if not isinstance(row, dict):
             raise BadFileError(f"{file}, line {number}: a row must be a JSON object")
         yield number, row
@@ -207,7 +220,7 @@ def _uncompressed(file: Path) -> bytes:
             return lzma.decompress(data)
         if file.name.endswith(".gz"):
             return gzip.decompress(data)
-    except (lzma.LZMAError, EOFError, OSError, ValueError) as error:
+    except (lzma.LZMAError, zlib.error, EOFError, OSError, ValueError) as error:
         raise BadFileError(
             f"{file} is damaged", why=f"it can't be uncompressed: {error}", fix="copy or download it again"
         ) from error
@@ -226,9 +239,10 @@ def _decode(file: Path, data: bytes) -> str:
         ) from error
 
 
-def _lone_surrogate(text: str) -> bool:
+def _lone_surrogate(row: Any) -> bool:
+    """Whether any text of `row`, keys included, can't be written as UTF-8."""
     try:
-        text.encode("utf-8")
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         return True
     return False

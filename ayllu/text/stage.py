@@ -23,10 +23,11 @@ from ayllu.text import clean, decontaminate, dedup, mix
 from ayllu.text.document import Document, document_from_row, words
 from ayllu.text.language import UNDETERMINED, Identifier, learn_from, usage
 from ayllu.text.manifest import attribution, licence_table, make_manifest
-from ayllu.text.readers import ABOUT, ROWS, corpus_files, read_corpus, read_lines, read_objects
+from ayllu.text.readers import ABOUT, ROWS, corpus_files, hidden, read_corpus, read_lines, read_objects
+from ayllu.text.tags import primary_tag
 from ayllu.text.tokenizer import Tokenizer, train_tokenizer
 
-CODE_VERSION = 2  # 2: a bracket is a piece of its own
+CODE_VERSION = 3  # 3: leaks in one form, works in all sources and languages, tiny languages
 LINES = (".txt", ".txt.gz", ".txt.xz")
 PROBLEM_KEYS = ("prompt", "question", "problem", "text")  # of a JSONL file of evaluation problems
 CONTRADICTION = 0.3  # nats per n-gram by which the recognised language must win over the label's
@@ -43,7 +44,9 @@ class TextSettings:
     languages: tuple[str, ...] = free((), "keep only these languages; empty: all")
     evaluation: tuple[str, ...] = free((), "files of evaluation problems that must not be in the text")
     heldout: float = bounded(0.04, 0.001, 0.5, "share of each language's bytes held out, by whole works")
-    near_duplicate: float = bounded(dedup.NEAR, 0.1, 1.0, "Jaccard similarity that counts as a duplicate")
+    near_duplicate: float = bounded(
+        dedup.NEAR, dedup.NEAR, 1.0, "Jaccard similarity that counts as a duplicate"
+    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def make_text(
 
     dropped: list[Dropped] = []
     identifier = learn_from(documents)
-    documents, agreement = recognise(documents, identifier, settings.languages, dropped)
+    wanted = tuple(primary_tag(language) for language in settings.languages)
+    documents, agreement = recognise(documents, identifier, wanted, dropped)
     progress.update(2, "languages recognised")
     documents, profiles = check_quality(documents, dropped)
     progress.update(3, "quality checked")
@@ -261,7 +265,7 @@ def _not_read(paths: list[Path]) -> list[str]:
         names += sorted(
             file.relative_to(folder).as_posix()
             for file in folder.rglob("*")
-            if file.is_file() and file not in read and file.name not in ABOUT and file.name[0] != "."
+            if file.is_file() and file not in read and file.name not in ABOUT and not hidden(file, folder)
         )
     return names
 

@@ -70,7 +70,7 @@ ARMY = "Ärzte können für 12 Übungen höchstens drei Bücher öffnen, nicht m
         ("What is the al\u00adti\u00adtude of Pu\u200bno?", "What is the altitude of Puno?"),
         ("Who lives at +49 30 1234567 in this town?", "Who lives at [phone] in this town?"),
         ("కర్షక్\u200cలు ఎంత మంది ఉన్నారు ఇక్కడ?", "కర్షక్లు ఎంత మంది ఉన్నారు ఇక్కడ?"),
-        ("What did Anna\u2019s \u201cfriend\u201d say \u2013 then?", "What did Anna's \"friend\" say - then?"),
+        ("What did Anna\u2019s \u201cfriend\u201d say \u2013 then?", 'What did Anna\'s "friend" say - then?'),
         ("Wie lang ist die STRASSE nach Puno?", "wie lang ist die Straße nach puno?"),
     ],
     ids=["decomposed", "byte order mark", "soft hyphens", "private", "joiners", "quotes", "case"],

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ayllu.text.document import Document, codes, document_from_row, tokens, words
+from ayllu.text.language import declaration
+from ayllu.text.tags import _PRIMARY, primary_tag
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -37,6 +40,25 @@ def test_a_row_without_a_name_gets_one() -> None:
         {"text": "a", "license": "CC0-1.0", "lang": "en_US"}, source="notes", number=7
     )
     assert (document.id, document.source, document.language) == ("notes/00007", "notes", "en")
+
+
+@pytest.mark.parametrize(
+    ("label", "tag"),
+    [
+        ("de", "de"), ("de-AT", "de"), ("deu", "de"), ("ger", "de"), ("deu_Latn", "de"), ("TEL", "te"),
+        ("zho_Hant", "zh"), ("gsw", "gsw"), ("x-mine", "x-mine"), ("X_Mine", "x-mine"), (" en ", "en"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_one_language_has_one_tag(label: str, tag: str) -> None:
+    assert primary_tag(label) == tag
+    row = {"text": "a", "license": "CC0-1.0", "lang": label}
+    assert document_from_row(row, source="notes", number=1).language == tag
+
+
+def test_every_language_of_the_sample_has_its_longer_codes() -> None:
+    shorter = {primary_tag(code) for code in _PRIMARY}
+    assert shorter == set(declaration())
 
 
 def test_parts_of_one_work_share_it() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,6 +74,47 @@ def test_another_seed_holds_out_other_works() -> None:
     assert all(len(held) == 12 for held in splits)
 
 
+def novel(part: int, *, language: str = "de", source: str = "novels", title: str = "Effi Briest") -> Document:
+    return Document(
+        id=f"{source}/{title}#{part}", text="x" * 100, source=source, licence="CC0-1.0", language=language,
+        title=title, author="Theodor Fontane",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_editions_and_translations_lie_on_one_side(seed: int) -> None:
+    titles = [f"Novel {n}" for n in range(6)]
+    documents = [novel(0, title=t, source=s) for t in titles for s in ("novels", "other")]
+    documents += [novel(n, title=t, language="en") for t in titles[:4] for n in (1, 2)]
+    documents += [novel(3, title=titles[5], language="nl"), novel(4, title=titles[5], language="nl")]
+    split = hold_out(documents, share=0.2, seed=seed)
+    sides = {title: {d.id in split.heldout for d in documents if d.title == title} for title in titles}
+    assert all(len(side) == 1 for side in sides.values())
+    for language in ("de", "en"):
+        assert any(d.id in split.heldout for d in documents if d.language == language)
+        assert any(d.id not in split.heldout for d in documents if d.language == language)
+    assert any(note.startswith("nl: one work only, which other languages have too") for note in split.notes)
+
+
+def test_one_title_by_two_authors_is_two_works() -> None:
+    documents = [replace(novel(0, title="Poems"), id=f"p/{n}", author=f"Author {n}") for n in range(50)]
+    assert len(hold_out(documents, share=0.1, seed=0).heldout) == 5
+
+
+def test_what_large_works_hold_out_is_said() -> None:
+    documents = [make("de", work, 0, 1000 + work) for work in range(2)]
+    split = hold_out(documents, share=0.04, seed=0)
+    assert split.notes == ("de: its works are large, 50% of it is held out",)
+
+
+def test_many_works_are_drawn_in_moderate_time() -> None:
+    documents = [make("en", work, 0, 100 + work % 7) for work in range(20_000)]
+    begun = time.process_time()
+    held = hold_out(documents, share=0.3, seed=0).heldout
+    assert time.process_time() - begun < 3, "looking at all that wait for each work drawn takes minutes"
+    assert 5_900 < len(held) < 6_100
+
+
 def test_every_source_gives_its_share() -> None:
     documents = [make("en", w, 0, 10, source) for source in ("a", "b", "c") for w in range(100)]
     held = hold_out(documents, share=0.1, seed=0).heldout
@@ -101,6 +145,12 @@ def test_languages_are_balanced_by_the_power_of_their_bytes() -> None:
         assert sum(map(len, texts)) == sum(amounts.values())
         assert abs(amounts["en"] / amounts["te"] / ratio - 1) < 0.1
     assert balance_languages(documents, 0.5, 0) == balance_languages(documents[::-1], 0.5, 0)
+
+
+def test_one_note_in_another_language_takes_nothing_from_the_others() -> None:
+    documents = [make("de", w, 0, 1000) for w in range(500)] + [make("nl", 0, 0, 200)]
+    for balance in (0.0, 0.5, 1.0):
+        assert balance_languages(documents, balance, 0)[1] == {"de": 500_000, "nl": 200}
 
 
 def test_every_language_gives_at_least_one_document() -> None:

@@ -140,15 +140,39 @@ def test_licences_in_other_words_are_taken_as_they_are() -> None:
         "CC BY 4.0", "apache-2.0", "GPL-3.0-or-later", "PDM-1.0 (public domain)", "public domain OR CC0-1.0",
         "odc-by", "cc0", "CC-BY-2.5-IT", "LicenseRef-ours", "llama3", "openrail", "MIT AND CC-BY-SA-4.0",
         "EUPL-1.3", "own work", "LGPL-2.1-only WITH Classpath-exception-2.0", "http://example.org/licence",
-        "other", "mixed",
+        "other", "mixed", "LGPL-2.0+", "AGPL-1.0",
     ):  # fmt: skip
         assert misspelt(good) == "", good
 
 
-def test_plain_text_without_a_licence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("licence", ["", "  ", "unknown", "N/A"])
+def test_plain_text_without_a_licence(tmp_path: Path, licence: str) -> None:
     (tmp_path / "a.txt").write_text("Hello")
     with pytest.raises(LicenceMissingError, match=r"a\.txt, line 1"):
-        read_corpus([tmp_path])
+        read_corpus([tmp_path], licence=licence)
+
+
+def test_hidden_files_and_folders_are_nobodys_text(tmp_path: Path) -> None:
+    folder = tmp_path / ".notes"  # which is asked for by name
+    for name in ("a.md", ".trash/b.md", "sub/.venv/lib/c.txt", ".d.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("We went up.")
+    assert [d.path for d in read_corpus([folder], licence="private").documents] == ["a.md"]
+
+
+def test_paragraphs_stay_whole_with_other_line_ends(tmp_path: Path) -> None:
+    text = "\n\n".join(f"Paragraph {n}.\n" + "word " * 50 for n in range(500))
+    (tmp_path / "book.txt").write_bytes(text.replace("\n", "\r\n").encode())
+    documents = read_corpus([tmp_path], licence="CC0-1.0").documents
+    assert len(documents) > 3 and all(d.text.startswith("Paragraph") for d in documents)
+
+
+def test_empty_names_are_none(tmp_path: Path) -> None:
+    rows = [ROW | {"id": "", "source": "", "title": ""}, ROW | {"id": "", "source": "", "text": ""}]
+    (tmp_path / "a.jsonl").write_bytes(lines(*rows))
+    first, second = read_corpus([tmp_path]).documents
+    assert (first.id, first.source, second.id, second.text) == ("a/00001", "a", "a/00002", "")
+    assert first.row()["source"] == "a"
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
@@ -160,15 +184,24 @@ def test_text_that_is_not_utf8_names_file_and_byte(tmp_path: Path, name: str) ->
     assert "iconv" in str(caught.value)
 
 
-def test_half_a_character_in_an_escape(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "\\ud83d", "license": "CC0-1.0"}\n')
+@pytest.mark.parametrize("field", ["text", "title", "author", "id", "source", "more"])
+def test_half_a_character_in_an_escape(tmp_path: Path, field: str) -> None:
+    row = json.dumps(ROW | {field: "\ud83d", "other": "\U0001f999"})
+    assert "\\ud83d" in row
+    (tmp_path / "a.jsonl").write_text(row + "\n")
     with pytest.raises(NotUtf8Error, match="line 1"):
         read_corpus([tmp_path])
 
 
 @pytest.mark.parametrize(
-    "line", [b'{"text": ', b"[1]", b'"text"', b'{"text": 5, "license": "CC0-1.0"}', b"{}"]
-)
+    "line",
+    [
+        b'{"text": ', b"[1]", b'"text"', b'{"text": 5, "license": "CC0-1.0"}', b"{}",
+        b'{"a": ' + b"9" * 5000 + b"}",
+        b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=["cut off", "list", "text", "number", "empty", "long number", "deep"],
+)  # fmt: skip
 def test_a_bad_line_names_its_number(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(ROW) + line + b"\n")
     with pytest.raises(BadFileError, match=r"a\.jsonl, line 2"):
@@ -176,7 +209,11 @@ def test_a_bad_line_names_its_number(tmp_path: Path, line: bytes) -> None:
 
 
 @pytest.mark.parametrize(("name", "pack"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.xz", lzma.compress)])
-@pytest.mark.parametrize("damage", [lambda d: d[:-9], lambda d: b"junk" + d])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda d: d[:-9], lambda d: b"junk" + d, lambda d: d[:20] + b"\xff" * 12 + d[32:]],
+    ids=["cut off", "no header", "inside"],
+)
 def test_a_damaged_archive(tmp_path: Path, name: str, pack: type[bytes], damage: type[bytes]) -> None:
     (tmp_path / name).write_bytes(damage(pack(lines(ROW) * 50)))
     with pytest.raises(BadFileError, match="is damaged"):

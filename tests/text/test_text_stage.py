@@ -103,6 +103,7 @@ def test_attribution_names_authors_licences_and_origins(
         for row in sound_rows
     ]
     rows[0] = rows[0] | {"machine_translated": True, "title": "<b>bold</b>\n# no heading"}
+    rows[1] = rows[1] | {"license": "CC-BY-4.0", "author": "Anna\n# No heading", "title": "Letters"}
     corpus(rows)
     here = context("text")
     make_text(here, HERE)
@@ -110,7 +111,11 @@ def test_attribution_names_authors_licences_and_origins(
     assert "- Molla, Ramayanam, 1530 (20 documents)" in text
     assert "- Licence: CC0-1.0" in text and "- Origin: https://example.org/te" in text
     assert "- Machine-translated documents: 1" in text
-    assert "\n# no heading" not in text and "<b>" not in text
+    assert "\n# no heading" not in text.lower() and "<b>" not in text
+    assert "- Anna # No heading, Letters (CC-BY-4.0)" in text, "whose licence is which can be told"
+    assert "(CC0-1.0)" in text and "Ramayanam, 1530 (CC0" not in text, (
+        "where a source has one, it says so once"
+    )
 
 
 def test_the_same_bytes_each_time_and_after_a_torn_run(
