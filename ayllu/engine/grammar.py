@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from collections.abc import Sequence as Ids
 from pathlib import Path
@@ -34,7 +34,10 @@ from ayllu.errors import GrammarFailedError, RequestError, ResourceError
 from ayllu.text.tokenizer import Tokenizer
 
 MAX_SOURCE = 64 << 10  # characters
-_KEPT = 64  # grammars remembered for each vocabulary, and verdicts for all
+_KEPT = 64  # grammars remembered for each vocabulary
+# Verdicts remembered for all, of each kind: more than answers may wait in a server, or the engine's thread
+# would have to try out again what a stranger's many schemas (of another kind) have pushed out.
+_VERDICTS = 256
 _PATIENCE = 20.0  # seconds by the clock, for a machine that is busy; the worker's own limit is sooner
 
 
@@ -186,7 +189,7 @@ def _pieces(tokenizer: Tokenizer, size: int) -> _Pieces:
 
 
 # ---- trying out
-_verdicts: OrderedDict[Grammar, dict[str, str]] = OrderedDict()
+_verdicts: defaultdict[str, OrderedDict[Grammar, dict[str, str]]] = defaultdict(OrderedDict)  # by kind
 _worker: subprocess.Popen[bytes] | None = None
 _worker_lock, _verdicts_lock = threading.Lock(), threading.Lock()
 _TOO_MUCH = {"error": "compiling it takes too much time or memory"}
@@ -203,9 +206,10 @@ def checked(grammar: Grammar) -> str:
                 # One that died may have died of something else than the question: it is asked once more.
                 verdict = _ask(request.encode()) or _ask(request.encode()) or _TOO_MUCH
                 with _verdicts_lock:
-                    _verdicts[grammar] = verdict
-                    while len(_verdicts) > _KEPT:
-                        _verdicts.popitem(last=False)
+                    kept = _verdicts[grammar.kind]
+                    kept[grammar] = verdict
+                    while len(kept) > _VERDICTS:
+                        kept.popitem(last=False)
     if "error" in verdict:
         raise _refused(grammar, verdict["error"])
     return verdict["grammar"]
@@ -214,9 +218,10 @@ def checked(grammar: Grammar) -> str:
 def _known_verdict(grammar: Grammar) -> dict[str, str] | None:
     """What was found before, without waiting for what is being tried out now."""
     with _verdicts_lock:
-        if grammar in _verdicts:
-            _verdicts.move_to_end(grammar)
-        return _verdicts.get(grammar)
+        kept = _verdicts[grammar.kind]
+        if grammar in kept:
+            kept.move_to_end(grammar)
+        return kept.get(grammar)
 
 
 def _ask(request: bytes) -> dict[str, str] | None:

@@ -40,7 +40,7 @@ from ayllu.serve.faults import ApiError, as_api_error
 from ayllu.serve.guard import LoopbackOnly
 from ayllu.serve.limits import Limits
 from ayllu.serve.options import EngineOptions
-from ayllu.serve.routes import routes
+from ayllu.serve.routes import named, routes
 from ayllu.serve.service import SamplingDefaults, Service
 from ayllu.text.tokenizer import Tokenizer
 from ayllu.tools.calculator import CALCULATOR
@@ -65,7 +65,7 @@ def build_app(service: Service, *, api_key: str | None = None, loopback: bool = 
 async def _failed(request: Request, error: Exception) -> Response:
     refusal = as_api_error(error)
     if refusal.status == 500:
-        log_failure(request.url.path[:200], error)
+        log_failure(named(request.scope), error)
     return refusal.response()
 
 
@@ -93,6 +93,7 @@ class Journal:
             await self.app(scope, receive, send)
             return
         name, began, status = f"req_{uuid.uuid4().hex}", time.monotonic(), 0
+        scope.setdefault("state", {})["request_id"] = name
 
         async def note(message: Message) -> None:
             nonlocal status
@@ -207,7 +208,8 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                h11_max_incomplete_event_size=16 << 10,  # all headers together
+                # Of a head in pieces; one that comes in a single read may be longer.
+                h11_max_incomplete_event_size=16 << 10,
                 timeout_keep_alive=60,
                 timeout_graceful_shutdown=int(grace) + 5,
             )

@@ -23,6 +23,8 @@ from ayllu.serve.writing import Ending, Part, Writing
 
 log = logging.getLogger("ayllu.serve")
 
+_SHUTTING_DOWN = "the server is shutting down"
+_IN_THE_MIDDLE = "the engine failed in the middle of this answer"
 News = Part | Ending | Exception
 Sink = Callable[[News], None]  # called on the engine thread; must not block
 
@@ -47,7 +49,7 @@ class EngineThread:
         self._waiting: deque[Order] = deque()
         self._running: list[Order] = []
         self._loaded: Future[int] = Future()
-        self._closing = False
+        self._closing = self._told_to_close = False
         self._engine: Any = None
         self._thread = threading.Thread(target=self._run, name="ayllu-engine", daemon=True)
         self.context_length = 0
@@ -71,7 +73,7 @@ class EngineThread:
         """From any thread: have an answer written."""
         self._commands.put(lambda: self._place(order))
         if not self.alive:
-            order.sink(EngineFailedError("the engine has stopped; the server must be started again"))
+            order.sink(_stopped())
 
     def cancel(self, order: Order) -> None:
         """From any thread: stop writing. Nothing happens if it is done."""
@@ -80,7 +82,7 @@ class EngineThread:
 
     def break_off(self) -> None:
         """From any thread: everybody who waits gets ShuttingDownError now."""
-        self._commands.put(lambda: self._fail_all(ShuttingDownError("the server is shutting down")))
+        self._commands.put(lambda: self._fail_all(ShuttingDownError(_SHUTTING_DOWN)))
 
     # ---- on the engine thread
     def _run(self) -> None:
@@ -98,10 +100,20 @@ class EngineThread:
                 log_failure("the engine thread ended", error)
         finally:
             self._closing = True
-            with contextlib.suppress(queue.Empty):
-                while True:  # orders that came too late get their refusal as well
-                    self._commands.get_nowait()()
-            self._fail_all(ShuttingDownError("the server is shutting down"))
+            try:
+                with contextlib.suppress(queue.Empty):
+                    while True:  # orders that came too late get their refusal as well
+                        self._last(self._commands.get_nowait())
+            finally:
+                ended = ShuttingDownError(_SHUTTING_DOWN) if self._told_to_close else _stopped()
+                self._last(lambda: self._fail_all(ended))
+
+    def _last(self, command: Callable[[], None]) -> None:
+        """Done as well as it can be: the engine may be broken, but others wait for their news."""
+        try:
+            command()
+        except Exception as error:
+            log_failure("the engine thread could not end in order", error)
 
     def _serve(self) -> None:
         while not self._closing:
@@ -136,11 +148,11 @@ class EngineThread:
     def _step(self) -> None:
         try:
             self._engine.step()
-        except (
-            Exception
-        ) as error:  # one bad step must not end the server: the callers are told, and it goes on
+        except Exception as error:  # one bad step must not end the server: who is concerned is told
             log_failure("a step of the engine failed", error)
-            self._fail_all(EngineFailedError("the engine failed in the middle of this answer"))
+            ended = [order for order in self._running if order.writing and order.writing.failed]
+            # An engine that doesn't say whose step it was is no longer trusted with any answer it has begun.
+            self._fail(ended or list(self._running), EngineFailedError(_IN_THE_MIDDLE))
             return
         for order in list(self._running):
             writing = order.writing
@@ -176,24 +188,37 @@ class EngineThread:
 
     def _fail_all(self, error: Exception) -> None:
         """Everybody gets `error`. If the engine can't even cancel, the thread ends and /readyz says so."""
-        orders = [*self._running, *self._waiting]
-        self._running.clear()
-        self._waiting.clear()
+        self._fail([*self._running, *self._waiting], error)
+
+    def _fail(self, orders: list[Order], error: Exception) -> None:
         for order in orders:
             order.sink(error)
         for order in orders:
             self._cancel(order)
 
     def _close(self) -> None:
-        self._closing = True
+        self._closing = self._told_to_close = True
 
 
-def log_failure(what: str, error: BaseException) -> None:
-    """Log where an error arose. Its message may hold a user's words, so only its type is written."""
+def _stopped() -> EngineFailedError:
+    return EngineFailedError("the engine has stopped; the server must be started again")
+
+
+def log_failure(what: str, error: BaseException | None) -> None:
+    """Log where an error arose, and what it arose from. Messages may hold a user's words, so only types are
+    written."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__
+    log.error("%s: %s", what, ", from ".join(map(_place, chain)))
+
+
+def _place(error: BaseException) -> str:
     places = []
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
         places.append(f"{code.co_name} ({code.co_filename.rpartition('/')[2]}:{trace.tb_lineno})")
         trace = trace.tb_next
-    log.error("%s: %s in %s", what, type(error).__name__, " > ".join(places[-6:]))
+    return f"{type(error).__name__} in {' > '.join(places[-6:])}"

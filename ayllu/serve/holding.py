@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 
-from ayllu.engine.grammar import checked
+from ayllu.engine.grammar import MAX_SOURCE, checked
 from ayllu.engine.request import Grammar, SamplingParams
 from ayllu.errors import RequestError
 from ayllu.reason.foreign import TemplateChat
@@ -44,7 +44,9 @@ def held_calls(
     for index, function in enumerate(functions):
         where = f"tools[{index}].function.parameters"
         # As text it is the key of what is remembered; the order of properties counts.
-        schema, dropped, why = _verdict(json.dumps(function.parameters))
+        asked = json.dumps(function.parameters)
+        # A long one (of descriptions, mostly) would be kept for long; short ones are what agents repeat.
+        schema, dropped, why = (_verdict if len(asked) <= MAX_SOURCE else _judged)(asked)
         if why:
             raise invalid(f"this schema can't be used: {why}", where)
         if dropped and function.strict:
@@ -64,8 +66,7 @@ def held_calls(
     return held_to(params, chat, form, grammar, forced=bool(forced)), ignored
 
 
-@lru_cache(maxsize=_KEPT)
-def _verdict(parameters: str) -> tuple[dict[str, object], tuple[str, ...], str]:
+def _judged(parameters: str) -> tuple[dict[str, object], tuple[str, ...], str]:
     """(schema to hold to, keywords left out of it, why it can't be used)."""
     try:
         schema, dropped = held_schema(json.loads(parameters))
@@ -75,3 +76,6 @@ def _verdict(parameters: str) -> tuple[dict[str, object], tuple[str, ...], str]:
     except RequestError as error:
         return {}, (), error.why or error.what
     return schema, tuple(dropped), ""
+
+
+_verdict = lru_cache(maxsize=_KEPT)(_judged)

@@ -1,7 +1,8 @@
 """What one request, and all of them together, may ask of the server.
 
-Every number that a stranger can send has a bound, and work is refused before it is queued: a bound
-that is only checked later is a way to exhaust the machine (CVE-2026-34756 is `n` without one).
+Every number that a stranger can send has a bound, and work is refused before it is begun, the reading of a
+prompt included: a bound that is only checked later is a way to exhaust the machine (CVE-2026-34756 is `n`
+without one).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """OpenAI's chat-completions wire format: what arrives, checked; what is sent, as structs.
 
-Three kinds of fields arrive. Fields that are served are declared here with their bounds; a value
-outside them is a 400 that names the field. Fields that would change the answer and are not served
-(`response_format` with a schema, penalties) are refused unless they are neutral:
-quietly ignoring them would be a wrong answer. All others are accepted and named in the header
-`x-ignored-fields`, because clients send many extras.
+Three kinds of fields arrive. Fields that are served are declared here with their bounds; a value outside them
+is a 400 that names the field. Fields that would change the answer and are not served (`response_format` with
+a schema, penalties, the older `functions`, other servers' ways to constrain an answer) are refused unless
+they are neutral: quietly ignoring them would be a wrong answer. All others are accepted and named in the
+header `x-ignored-fields`, because clients send many extras.
 """
 
 from __future__ import annotations
@@ -118,6 +118,24 @@ class ChatRequest(Struct):
     ayllu_tools: Annotated[list[Name], Meta(max_length=limits.MAX_TOOLS)] | None = None
 
 
+# Fields that clients of this interface know and that aren't served, and what to do instead.
+NOT_SERVED = {
+    "functions": "give 'tools'",
+    "function_call": "give 'tool_choice'",
+    "guided_json": "answers can't be held to a schema yet",
+    "guided_regex": "answers can't be held to an expression yet",
+    "guided_choice": "answers can't be held to choices yet",
+    "guided_grammar": "answers can't be held to a grammar yet",
+    "structured_outputs": "answers can't be held to a schema yet",
+    "min_tokens": "there is no least length",
+    "stop_token_ids": "give 'stop'",
+    "ignore_eos": "an answer ends where the model ends it",
+    "modalities": "only text is served",
+    "audio": "only text is served",
+    "web_search_options": "there is no search",
+}
+_PENALTIES = ("repetition_penalty", "length_penalty")  # neutral at 1
+_NEUTRAL: tuple[Any, ...] = (None, False, 0, [], {}, ["text"], "none", "auto")
 _KNOWN = frozenset(ChatRequest.__struct_fields__)
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -141,8 +159,19 @@ def parse_chat(body: bytes, *, native: bool = True) -> tuple[ChatRequest, list[s
     except (msgspec.ValidationError, RecursionError) as error:
         found = _PATH.search(str(error))
         raise invalid(_short(_PATH.sub("", str(error))), found.group(1) if found else None) from error
+    _refuse_unknown_wishes(fields)
     _refuse_what_is_not_served(request)
     return request, ignored_fields(fields, request, native=native)
+
+
+def _refuse_unknown_wishes(fields: dict[str, Any]) -> None:
+    """400 for fields of other servers that would change the answer."""
+    for name, instead in NOT_SERVED.items():
+        if fields.get(name) not in _NEUTRAL:
+            raise invalid(f"{name!r} is not served: {instead}", name, "unsupported_value")
+    for name in _PENALTIES:
+        if fields.get(name) not in (None, 1):
+            raise invalid("penalties are not offered; only 1 is accepted", name, "unsupported_value")
 
 
 def _refuse_what_is_not_served(request: ChatRequest) -> None:

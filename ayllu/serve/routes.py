@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from ayllu import __version__
 from ayllu.serve import openai, sse
@@ -70,14 +71,15 @@ async def _chat(service: Service, request: Request) -> Response:
     asked, ignored = openai.parse_chat(body, native=service.chat.tokenizer.native)
     if asked.model is not None:
         _known_model(service, asked.model)
-    prepared = await run_in_threadpool(service.prepare, asked, cache_salt(request.headers))
-    job = service.start_job(prepared)
+    with service.places(asked.n or 1):
+        prepared = await run_in_threadpool(service.prepare, asked, cache_salt(request.headers))
+        job = service.start_job(prepared)
     ignored += prepared.ignored
     headers = {"x-ignored-fields": ", ".join(ignored)} if ignored else {}
     logprobs = bool(asked.logprobs)
     if asked.stream:
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        events = _events(service, job, logprobs=logprobs, usage=usage)
+        events = _events(service, job, named(request.scope), logprobs=logprobs, usage=usage)
         return sse.EventStream(events, lambda: service.end_job(job), headers)
     try:
         done = await _unless_gone(request, _whole(service, job, logprobs))
@@ -163,7 +165,14 @@ def _choice(job: Job, index: int, parts: list[Part], ending: Ending, *, logprobs
     return openai.Choice(index, message, ending.finish_reason, openai.Logprobs(tokens) if logprobs else None)
 
 
-async def _events(service: Service, job: Job, *, logprobs: bool, usage: bool) -> AsyncIterator[bytes]:
+def named(scope: Scope) -> str:
+    """The request's id, under which the log speaks of it and the client knows it (x-request-id)."""
+    return str(scope.get("state", {}).get("request_id", ""))
+
+
+async def _events(
+    service: Service, job: Job, name: str, *, logprobs: bool, usage: bool
+) -> AsyncIterator[bytes]:
     """The answers as they are made, then `[DONE]`; an error becomes an event, because the status is sent."""
 
     def chunk(index: int, delta: Says, **more: Any) -> bytes:
@@ -201,7 +210,7 @@ async def _events(service: Service, job: Job, *, logprobs: bool, usage: bool) ->
     except Exception as error:
         refusal = as_api_error(error)
         if refusal.status == 500:
-            log_failure(job.id, error)
+            log_failure(name, error)
         yield sse.event(refusal.envelope)
         yield sse.DONE
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import msgspec
 
 from ayllu.engine.request import SamplingParams
 from ayllu.errors import (
+    AylluError,
     ContextLengthError,
     EngineFailedError,
     ModelFileDamagedError,
@@ -28,7 +29,7 @@ from ayllu.errors import (
 )
 from ayllu.files import read_json
 from ayllu.gguf import read_header, sampling_from_gguf
-from ayllu.reason.foreign import TemplateChat
+from ayllu.reason.foreign import Continuation, TemplateChat
 from ayllu.reason.loop import MAX_CALLS, Turn, held_to_tools
 from ayllu.reason.thinking import bounded, told
 from ayllu.reason.transcript import Chat, Offer, Transcript
@@ -84,7 +85,7 @@ class Prepared:
 
 
 class Job:
-    """One request under way. `next` gives (choice, news) pairs; `cancel` frees the engine."""
+    """One request under way. `next` gives (choice, news) pairs; `Service.end_job` frees the engine."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
@@ -126,11 +127,18 @@ class Service:
         self.engine = EngineThread(open_engine, self.limits.running)
         self.draining = False
         self._open_answers = 0
+        self._hello: Transcript | None = None  # what /readyz asks; a template may take long to write it
+        self._writes = False  # the model's template has written a conversation
         self._probe: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Load the model. Raises what loading raises."""
         self.engine.start()
+        try:
+            self._hello = self.chat.start("1+1")
+            self._writes = True
+        except AylluError:  # a template that wants something else first, as a system message
+            self._hello = Continuation(self.chat.tokenizer).start("1+1")
 
     def close(self) -> None:
         """Stop everything and free the model."""
@@ -159,7 +167,7 @@ class Service:
         messages = plain_messages(request)
         if budget is not None and self.defaults.thinking_budgets and isinstance(self.chat, Chat):
             messages = told(messages, budget)
-        transcript = self.chat.from_messages(messages, tools=offers, options=request.chat_template_kwargs)
+        transcript = self._written(messages, offers, request.chat_template_kwargs)
         prompt = len(transcript.ids())
         context = self.engine.context_length
         if prompt + (wanted or 1) > context:
@@ -180,16 +188,31 @@ class Service:
             tuple(ignored),
         )
 
-    def start_job(self, prepared: Prepared) -> Job:
-        """Queue all answers of a request. QueueFullError when too many wait already."""
+    @contextlib.contextmanager
+    def places(self, choices: int) -> Iterator[None]:
+        """Room for `choices` answers while they are prepared; `start_job` takes it over. QueueFullError when
+        too
+        many wait already, ShuttingDownError, EngineFailedError."""
+        self._refuse_when_ending()
+        if self._open_answers + choices > self.limits.running + self.limits.waiting:
+            raise QueueFullError("too many requests wait already; try again in a moment")
+        self._open_answers += choices
+        try:
+            yield
+        except BaseException:
+            self._open_answers -= choices
+            raise
+
+    def _refuse_when_ending(self) -> None:
         if self.draining:
             raise ShuttingDownError("the server is shutting down")
         if not self.engine.alive:
             raise EngineFailedError("the engine has stopped; the server must be started again")
-        if self._open_answers + prepared.choices > self.limits.running + self.limits.waiting:
-            raise QueueFullError("too many requests wait already; try again in a moment")
+
+    def start_job(self, prepared: Prepared) -> Job:
+        """Queue all answers of a request, for which `places` has made room."""
+        self._refuse_when_ending()
         job = Job(prepared)
-        self._open_answers += prepared.choices
         for choice in range(prepared.choices):
             order = Order(self._maker(prepared, choice), partial(job.put, choice))
             job.orders.append(order)
@@ -212,9 +235,9 @@ class Service:
         await asyncio.shield(self._probe)
 
     async def _one_token(self) -> None:
-        transcript = self.chat.start("1+1")
+        assert self._hello is not None, "start() was called"
         params = SamplingParams(max_tokens=1, temperature=0.0)
-        job = Job(Prepared(transcript, len(transcript.ids()), params, Toolbox(), (), 1))
+        job = Job(Prepared(self._hello, len(self._hello.ids()), params, Toolbox(), (), 1))
         order = Order(self._maker(job.prepared, 0), partial(job.put, 0), urgent=True)
         self.engine.place(order)
         try:
@@ -226,6 +249,18 @@ class Service:
                     return
         finally:
             self.engine.cancel(order)
+
+    def _written(
+        self, messages: list[dict[str, Any]], offers: Sequence[Offer], options: dict[str, Any] | None
+    ) -> Transcript:
+        """The conversation in the model's form; ApiError 400 where only this one can't be written."""
+        try:
+            return self.chat.from_messages(messages, tools=offers, options=options)
+        except ModelFileDamagedError as error:
+            if not self._writes:
+                raise
+            why = f"the model's chat template can't write this conversation: {error.why or error.what}"
+            raise invalid(why, "tools" if offers else "messages") from error
 
     def _maker(self, prepared: Prepared, choice: int) -> Callable[[Any], Writing]:
         def make(engine: Any) -> Writing:

@@ -130,6 +130,12 @@ class Writing:
             return [*news, *self._end("stop")]
         return [*news, *self._settle()] if finished else news
 
+    @property
+    def failed(self) -> bool:
+        """Whether the engine has given this answer up."""
+        handle = self.turn.handle
+        return handle is not None and handle.finished and handle.finish_reason == "error"
+
     def cancel(self) -> None:
         """Nobody wants the rest: free the engine's place."""
         self.ended = True

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections import OrderedDict, defaultdict
 
 import numpy as np
 import pytest
@@ -385,7 +386,7 @@ def test_recursion_that_can_end_is_welcome(tokenizer, source):
 def test_a_compiler_that_hangs_or_dies_costs_its_own_process(tokenizer, monkeypatch, tmp_path):
     fake = tmp_path / "grammar_worker.py"
     monkeypatch.setattr(grammars, "_worker", None)
-    monkeypatch.setattr(grammars, "_verdicts", type(grammars._verdicts)())
+    monkeypatch.setattr(grammars, "_verdicts", defaultdict(OrderedDict))
     monkeypatch.setattr(grammars, "_PATIENCE", 2.0)
     monkeypatch.setattr(grammars, "__file__", str(tmp_path / "grammar.py"))
     for body in (

@@ -11,7 +11,7 @@ import openai
 import pytest
 from running_server import LONG, SHORT, USER, get, post, raw, wait_until
 
-from ayllu.errors import GrammarFailedError
+from ayllu.errors import EngineFailedError, GrammarFailedError, ResourceError
 from ayllu.serve.connection import Connection
 from ayllu.serve.faults import as_api_error
 from ayllu.serve.limits import Limits
@@ -119,6 +119,80 @@ def test_a_dead_engine_thread_is_noticed(scripted):
         status, body, _ = post(running, {"messages": USER})
         assert (status, body["error"]["code"]) == (503, "engine_failed")
         assert get(running, "/readyz")[0] == 503 and get(running, "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_who_waits_is_not_told_that_its_answer_has_failed(scripted, broken):
+    limits = Limits(running=1, waiting=4, grace=0.5)
+    with scripted(*LONG, delay=0.02, limits=limits) as running:
+
+        def unable(sequence):
+            raise SystemError
+
+        stream = running.client().chat.completions.create(model="tiny", messages=USER, stream=True)
+        next(iter(stream))
+        results: list[tuple[int, str]] = []
+
+        def ask():
+            status, body, _ = post(running, {"messages": USER})
+            results.append((status, body.get("error", {}).get("code", "")))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert wait_until(lambda: running.service._open_answers == 2)
+        if broken:
+            running.engine.cancel = unable
+        running.engine.fail_next = True
+        with pytest.raises(openai.APIError) as caught:
+            list(stream)
+        assert caught.value.code == "engine_failed"
+        thread.join(20)
+        assert results == ([(503, "engine_failed")] if broken else [(200, "")])
+        assert running.service.engine.alive is not broken
+
+
+def test_a_step_that_failed_for_one_leaves_the_others(scripted):
+    with scripted(*LONG, delay=0.02) as running:
+        create = running.client().chat.completions.create
+        first, second = (create(model="tiny", messages=USER, stream=True) for _ in range(2))
+        next(iter(first)), next(iter(second))
+        assert wait_until(lambda: len(running.engine.sequences) == 2)
+        step, failed = running.engine.step, running.engine.sequences[0]
+
+        def failing():
+            running.engine.step = step
+            failed.finished, failed.finish_reason = True, "error"
+            running.engine.sequences.remove(failed)
+            raise EngineFailedError("the executor failed")
+
+        running.engine.step = failing
+        with pytest.raises(openai.APIError) as caught:
+            list(first)
+        assert caught.value.code == "engine_failed"
+        assert list(second)[-1].choices[0].finish_reason == "stop"
+
+
+def test_a_failure_is_found_in_the_log_by_its_id(scripted, monkeypatch, caplog):
+    with scripted(*SHORT) as running:
+
+        def defect(request, salt):
+            try:
+                raise KeyError("secret words")
+            except KeyError as error:
+                raise ResourceError("no memory") from error
+
+        monkeypatch.setattr(running.service, "prepare", defect)
+        _, _, headers = post(running, {"messages": USER})
+        lines = [r.getMessage() for r in caplog.records if headers["x-request-id"] in r.getMessage()]
+        assert any("ResourceError" in line and "from KeyError" in line for line in lines)
+        monkeypatch.undo()
+        running.engine.script = lambda prompt: 1 // 0
+        _, _, headers = post(running, {"messages": USER, "stream": True})
+        assert any(
+            headers["x-request-id"] in r.getMessage() and "ZeroDivisionError" in r.getMessage()
+            for r in caplog.records
+        )
+        assert "secret" not in caplog.text
 
 
 def test_an_answer_that_cannot_be_read_leaves_the_others_alone(scripted):

@@ -9,8 +9,9 @@ import json
 
 import pytest
 from family_templates import FAMILIES, family_folder
-from running_server import CONTEXT, USER, ScriptedEngine, post, running_server
+from running_server import CONTEXT, USER, ScriptedEngine, get, post, running_server
 
+from ayllu.errors import ModelFileDamagedError, RequestError
 from ayllu.reason.foreign import chat_of
 from ayllu.text.tokenizer import Tokenizer
 
@@ -139,6 +140,38 @@ def test_the_template_is_told_not_to_think(tmp_path):
         assert post(running, body)[0] == 400
         status, _, headers = post(running, {"messages": USER, "tools": [TOOL]})
         assert status == 200 and "x-ignored-fields" not in headers
+
+
+def test_a_conversation_that_the_template_cannot_write_is_the_callers(tmp_path, monkeypatch):
+    served = Served(tmp_path, "qwen", "Ja.<|im_end|>")
+    with served.running as running:
+        written = served.chat.from_messages
+
+        def damaged(messages, **more):
+            if len(messages) > 1:
+                raise ModelFileDamagedError(
+                    "the chat template failed", why="'dict object' has no attribute 'x'"
+                )
+            return written(messages, **more)
+
+        monkeypatch.setattr(served.chat, "from_messages", damaged)
+        status, body, _ = post(running, {"messages": USER * 2})
+        assert (status, body["error"]["param"]) == (400, "messages") and "no attribute" in body["error"][
+            "message"
+        ]
+        assert post(running, {"messages": USER})[0] == 200
+
+
+def test_readiness_does_not_need_the_template(tmp_path, monkeypatch):
+    served = Served(tmp_path, "qwen", "Ja.<|im_end|>")
+
+    def refuses(user, **more):
+        raise RequestError("the chat template refuses this conversation", why="a system message comes first")
+
+    monkeypatch.setattr(served.chat, "start", refuses)
+    with served.running as running:
+        assert get(running, "/readyz")[0] == 200
+        assert post(running, {"messages": USER})[0] == 200
 
 
 def test_a_call_that_can_t_be_read_goes_back_to_the_model(tmp_path):
