@@ -49,14 +49,9 @@ class Recording:
         """Options of the engine: what isn't given is as in the replayed turn."""
         if self.replayed is None:
             return given
-        usual, then = EngineOptions(), self.replayed.engine
-        return replace(
-            given,
-            weights=then.weights if given.weights == usual.weights else given.weights,
-            cache=then.cache if given.cache == usual.cache else given.cache,
-            speculate=then.speculate if given.speculate == usual.speculate else given.speculate,
-            device=then.device if given.device == usual.device else given.device,
-        )
+        then = self.replayed.engine
+        unsaid = [name for name in then.__struct_fields__ if getattr(given, name) is None]
+        return replace(given, **{name: getattr(then, name) for name in unsaid})
 
     def begin(self, talk: Talk, prompt: str) -> None:
         """Say what isn't done. RequestError when the model is to read another prompt than it did then."""
@@ -74,6 +69,7 @@ class Recording:
         if self.path is None and self.replayed is None:
             return
         assert self._done is not None, "one answer was given"
+        how = {name: getattr(engine.said(), name) for name in RecordedEngine.__struct_fields__}
         now = RecordedTurn.of(
             prompt,
             said,
@@ -81,7 +77,7 @@ class Recording:
             params=talk.params,
             budget=talk.budget,
             toolbox=talk.toolbox,
-            engine=RecordedEngine(engine.weights, engine.cache, engine.speculate, engine.device),
+            engine=RecordedEngine(**how),
         )
         if self.path is not None:
             try:

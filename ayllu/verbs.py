@@ -142,7 +142,7 @@ def run(
     with load_talk(folder, engine=_named(engine), **wish) as talk:
         recording.begin(talk, question)
         if k:
-            said = _chosen(talk, question, k, choice, engine.device, quiet=quiet, silent=as_json)
+            said = _chosen(talk, question, k, choice, engine.device or "cpu", quiet=quiet, silent=as_json)
         else:
             said = one_answer(talk, question, quiet=quiet, silent=as_json, on_done=recording.done)
     if as_json:
@@ -326,7 +326,7 @@ def model_folder(name: Path) -> Path:
 
 def _named(engine: EngineOptions) -> EngineOptions:
     """With the folder of the model that guesses."""
-    if engine.speculate in (None, "ngram"):
+    if engine.speculate in (None, "none", "ngram"):
         return engine
     return replace(engine, speculate=str(model_folder(Path(str(engine.speculate)))))
 

@@ -7,7 +7,7 @@ Nothing here imports torch: the words are parsed before a model is thought of.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def bytes_of(size: str) -> int:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What two sensible people would choose differently; see `Engine`.
+    """What two sensible people would choose differently; see `Engine`. None: it wasn't said.
 
     Parameters
     ----------
@@ -46,27 +46,39 @@ class EngineOptions:
     cache_folder_size
         At most so much there; what wasn't used for longest goes first.
     speculate
-        Guess several tokens at once: ngram (from the text itself), or a smaller MODEL of the same vocabulary.
+        Guess several tokens at once: ngram (from the text itself), or a smaller MODEL of the same vocabulary
+        (default: none).
     device
-        cpu, or cuda for a GPU.
+        cpu, or cuda for a GPU (default: cpu).
     """
 
-    weights: str = "auto"
-    cache: str = "auto"
+    weights: str | None = None
+    cache: str | None = None
     cache_folder: Path | None = None
     cache_folder_size: str = "8GB"
     speculate: str | None = None
-    device: str = "cpu"
+    device: str | None = None
+
+    def said(self) -> EngineOptions:
+        """With what is usual where nothing was said."""
+        return replace(
+            self,
+            weights="auto" if self.weights is None else self.weights,
+            cache="auto" if self.cache is None else self.cache,
+            speculate=None if self.speculate == "none" else self.speculate,
+            device="cpu" if self.device is None else self.device,
+        )
 
     def arguments(self) -> dict[str, Any]:
         """For `Engine`. UsageError for a size or a device that is none."""
+        said = self.said()
         return {
-            "weights": self.weights,
-            "cache": self.cache,
-            "cache_folder": self.cache_folder,
-            "cache_folder_bytes": bytes_of(self.cache_folder_size),
-            "speculate": self.speculate,
-            "device": checked_device(self.device),
+            "weights": said.weights,
+            "cache": said.cache,
+            "cache_folder": said.cache_folder,
+            "cache_folder_bytes": bytes_of(said.cache_folder_size),
+            "speculate": said.speculate,
+            "device": checked_device(str(said.device)),
         }
 
 

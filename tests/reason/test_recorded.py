@@ -146,9 +146,15 @@ def test_options_of_the_engine_are_those_of_the_file_unless_given(folder):
     recording = Recording(None, file, own=False, answers=0)
     given = EngineOptions(cache_folder=folder, cache="int8")
     assert recording.engine(given) == EngineOptions(
-        weights="int8", cache="int8", cache_folder=folder, speculate="ngram"
+        weights="int8", cache="int8", cache_folder=folder, speculate="ngram", device="cpu"
     )
     assert Recording(None, None, own=False, answers=0).engine(given) == given
+    # What is usual can be said as well: the machine of a replay may have no GPU, or no model that guesses.
+    told = EngineOptions(weights="auto", cache="auto", speculate="none", device="cpu")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"engine": engine | {"device": "cuda"}}))
+    recording = Recording(None, file, own=False, answers=0)
+    assert recording.engine(EngineOptions()).device == "cuda"
+    assert recording.engine(told) == told and told.arguments()["speculate"] is None
 
 
 def test_what_a_file_cannot_hold_and_what_does_not_go_with_one(folder, capsys):

@@ -89,7 +89,7 @@ def test_the_flags_reach_the_engine(verb, folder, tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as ended:
             cli.main([verb, str(folder), *prompt, *words])
         assert ended.value.code == 7
-        assert got.pop() == EngineOptions("int8", "int8", tmp_path / "c", "1.5 MB", means)
+        assert got.pop() == EngineOptions("int8", "int8", tmp_path / "c", "1.5 MB", means, "cpu")
 
 
 @pytest.mark.parametrize(("flag", "value", "code", "said"), [
