@@ -86,8 +86,10 @@ def expert(context: StageContext, settings: ExpertSettings, practice: SftSetting
     )
     source.look(context.progress, "expert")  # before minutes of sampling
     kept, counts = solutions(context, settings, practice, chat)
-    kept = [transcript for transcript in kept if len(transcript.ids()) - 1 <= settings.length]
-    if not kept:
+    fitting = [transcript for transcript in kept if len(transcript.ids()) - 1 <= settings.length]
+    if left_out := len(kept) - len(fitting):
+        context.progress.say(f"{left_out} solutions don't fit a row of {settings.length} tokens: left out")
+    if not fitting:
         raise TrainingStoppedError(
             f"none of the sampled solutions was right and fits into {settings.length} tokens: "
             "there is nothing to learn from",
@@ -97,7 +99,7 @@ def expert(context: StageContext, settings: ExpertSettings, practice: SftSetting
         model, muon_lr=settings.muon_lr, adam_lr=settings.adam_lr, weight_decay=settings.weight_decay
     )
     dtype = compute_type(context.device)
-    source.kept = kept
+    source.kept = fitting
 
     def step(number: int) -> dict[str, Any]:
         scale = lr_scale(number, settings.steps, decay=0.7)
@@ -108,8 +110,8 @@ def expert(context: StageContext, settings: ExpertSettings, practice: SftSetting
         step, note=lambda row: f"loss {row['loss']:.3f}"
     )
     save_into(context, model, tokenizer, practice=practice)
-    context.progress.finish(f"{len(kept):,} solutions of its own, {settings.steps} updates")
-    return {"steps": settings.steps, "kept": len(kept), "families": counts}
+    context.progress.finish(f"{len(fitting):,} solutions of its own, {settings.steps} updates")
+    return {"steps": settings.steps, "kept": len(fitting), "too_long": left_out, "families": counts}
 
 
 def solutions(

@@ -113,7 +113,10 @@ def verifier(context: StageContext, settings: VerifierSettings, practice: SftSet
     trained, heldout = apart(solved, settings.problems)
     made = Verifier(load_model(context.inputs["rl"] / "model", device=context.device))
     chosen = balanced(trained)
-    train_verifier(context, made, chosen, settings)
+    fitting = that_fit(chosen, settings.length)
+    if left_out := len(chosen) - len(fitting):
+        context.progress.say(f"{left_out} solutions don't fit a row of {settings.length} tokens: left out")
+    train_verifier(context, made, fitting, settings)
     found = judged(chat, made, heldout)
     save_into(context, made.decoder, tokenizer)
     save_head(made, context.folder / "model")
@@ -127,8 +130,9 @@ def verifier(context: StageContext, settings: VerifierSettings, practice: SftSet
     return {
         "steps": settings.steps,
         "samples": settings.samples,
-        "solutions": len(chosen),
-        "right": sum(solution.right for solution in chosen),
+        "solutions": len(fitting),
+        "right": sum(solution.right for solution in fitting),
+        "too_long": left_out,
         "accuracy": found["accuracy"],
         "heldout": found,
     }
@@ -226,24 +230,28 @@ def balanced(solved: Sequence[Solved]) -> list[Solution]:
     return [solution for each in mixed + uniform[:room] for solution in each.solutions]
 
 
+def that_fit(solutions: Sequence[Solution], length: int) -> list[Solution]:
+    """Those that a row of `length` tokens has room for."""
+    return [solution for solution in solutions if len(solution.transcript.ids()) <= length]
+
+
 # ---- training
 def train_verifier(
     context: StageContext, made: Verifier, solutions: Sequence[Solution], settings: VerifierSettings
 ) -> None:
     """Fine-tune backbone and head in place with AdamW; metrics rows have loss and accuracy (of tokens).
 
-    Solutions longer than a row are left out. TrainingStoppedError when the others are all right or all wrong.
+    Every solution fits a row. TrainingStoppedError when they are all right or all wrong.
     """
-    fitting = [s for s in solutions if len(s.transcript.ids()) <= settings.length]
-    if len({solution.right for solution in fitting}) < 2:
+    by_kind = [[s for s in solutions if s.right], [s for s in solutions if not s.right]]
+    if not all(by_kind):
         raise TrainingStoppedError(
             "the sampled solutions are all right or all wrong: there is nothing to tell apart",
-            why=f"{len(fitting)} of {len(solutions)} solutions fit into a row of {settings.length} tokens"
-            if solutions
-            else "no problem has right and wrong ones",
-            fix="sample at higher temperatures, or choose families that the model solves now and then",
+            why=f"{len(solutions)} solutions of problems that aren't always solved alike fit into a row of "
+            f"{settings.length} tokens",
+            fix="sample at higher temperatures, choose families that the model solves now and then, or take "
+            "longer rows",
         )
-    by_kind = [[s for s in fitting if s.right], [s for s in fitting if not s.right]]
     made.requires_grad_(True).train()
     # Both read a model's parameters by name and its config; a verifier has them as a decoder does.
     model = cast(Decoder, made)

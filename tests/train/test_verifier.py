@@ -47,6 +47,7 @@ from ayllu.train.verifier import (
     apart,
     batch_of,
     judged,
+    that_fit,
     train_verifier,
 )
 
@@ -177,8 +178,10 @@ def test_nothing_to_tell_apart_is_said(tmp_path: Path) -> None:
     with pytest.raises(TrainingStoppedError, match="nothing to tell apart"):
         train_verifier(context(tmp_path), verifier, [solution(rng, True)] * 4, VerifierSettings())
     both = [solution(rng, right) for right in (True, False)]
-    with pytest.raises(TrainingStoppedError, match="0 of 2 solutions fit"):
-        train_verifier(context(tmp_path), verifier, both, replace(VerifierSettings(), length=8))
+    short = replace(VerifierSettings(), length=8)
+    assert not that_fit(both, 8) and that_fit(both, 128) == both
+    with pytest.raises(TrainingStoppedError, match=r"0 solutions .* fit into a row of 8 tokens"):
+        train_verifier(context(tmp_path), verifier, that_fit(both, 8), short)
 
 
 # ---- the stage
