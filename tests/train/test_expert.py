@@ -111,7 +111,7 @@ def test_a_killed_stage_samples_only_what_is_missing_and_ends_the_same(
         and result["kept"] == counts["kept"]
     )
     assert result["too_long"] == 0
-    shorter = replace(SETTINGS, length=52)
+    shorter = replace(SETTINGS, length=56)
     cut = module.expert(context(tmp_path / "cut", inputs), shorter, PRACTICE)
     assert cut["too_long"] > 0 and cut["kept"] + cut["too_long"] == counts["kept"]
     broken = context(tmp_path / "broken", inputs)
