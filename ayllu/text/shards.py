@@ -1,9 +1,9 @@
 """Token shards: all tokens of a split in one memory-mapped file, cut into training rows without waste.
 
-Every document is `<|bos|>` and its tokens. Rows are consecutive windows, so that each token (but for the last
-ones, fewer than a row) is a target exactly once an epoch: nothing is cropped, nothing is padded (greedy packing
-that drops tails loses a third, nanochat's log of 2026-01-13). A document may go on in the next row; attention
-never crosses a document's border.
+Every document is `<|bos|>` and its tokens. Rows are consecutive windows, so that each token (but for the
+last ones, fewer than a row) is a target exactly once an epoch: nothing is cropped, nothing is padded (greedy
+packing that drops tails loses a third, nanochat's log of 2026-01-13). A document may go on in the next row;
+attention never crosses a document's border.
 """
 
 from __future__ import annotations
