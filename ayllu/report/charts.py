@@ -93,9 +93,10 @@ def ticks(low: float, high: float, about: int) -> tuple[float, ...]:
 
 def short(value: float) -> str:
     """`1500` -> `1,500`, `2500000` -> `2.5M`, `0.30000001` -> `0.3`."""
-    for least, size, sign in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        # What three digits round up to the next unit (999,600 to 1M) is written with that one.
-        if abs(value) >= least * (1 if sign == "k" else 0.9995):
+    # What three digits round up to the next unit (999,600 to 1M) is written with that one.
+    units = ((0.9995e12, 1e12, "T"), (0.9995e9, 1e9, "G"), (0.9995e6, 1e6, "M"), (1e4, 1e3, "k"))
+    for least, size, sign in units:
+        if abs(value) >= least:
             return f"{value / size:.3g}{sign}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"

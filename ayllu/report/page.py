@@ -308,10 +308,9 @@ def _hashes(report: dict[str, Any]) -> str:
         f"<tr><td>{safe(label)}</td><td><code>{safe('missing' if value is None else value)}</code></td></tr>"
         for label, value in rows
     )
+    which = " (the last of several)" if report.get("machines") else ""
     return (
         f'<h2>Seed and hashes</h2><div class="wide"><table><tbody>{cells}</tbody></table></div>'
-        "<footer>All numbers were measured in this run, on the machine named above"
-        + (" (the last of several)" if report.get("machines") else "")
-        + ". "
+        f"<footer>All numbers were measured in this run, on the machine named above{which}. "
         "Intervals are Wilson’s (1927), 95%.</footer>"
     )

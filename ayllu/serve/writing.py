@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ayllu.errors import ContextLengthError
+from ayllu.reason.formats.form import no_constant
 from ayllu.reason.loop import MAX_CALLS, Event, Turn
 from ayllu.reason.transcript import Heard
 from ayllu.serve.stops import StopStrings
@@ -43,14 +44,10 @@ class CallersTools(Toolbox):
 
     def _sound(self, call: Heard) -> bool:
         try:
-            arguments = json.loads(call.arguments, parse_constant=_refuse)  # NaN is none of JSON's words
+            arguments = json.loads(call.arguments, parse_constant=no_constant)
             return not call.error and call.name in self.offered and isinstance(arguments, dict)
         except (ValueError, RecursionError):
             return False
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,9 +136,7 @@ class TorchExecutor:
             self.model = cast_matrices(copy.deepcopy(self.source).requires_grad_(False), self.dtype)
             return
         with torch.no_grad():
-            pairs = [(self.model.parameters(), self.source.parameters())]
-            pairs += [(self.model.buffers(), self.source.buffers())]  # such as a router's choice of experts
-            for mine, given in itertools.chain.from_iterable(zip(*p, strict=True) for p in pairs):
+            for mine, given in zip(_tensors(self.model), _tensors(self.source), strict=True):
                 mine.copy_(given)
 
     def reserve(self, blocks: int) -> None:
@@ -244,3 +243,8 @@ def _parts(batch: Batch) -> list[Batch]:
             )
         )
     return parts
+
+
+def _tensors(model: Decoder) -> Iterator[Tensor]:
+    """All that a model holds: also buffers, such as a router's choice of experts."""
+    return itertools.chain(model.parameters(), model.buffers())
