@@ -147,7 +147,7 @@ def _texts(source: Path, folder: Path, given: Path | None) -> dict[str, list[Tex
     if given is not None:
         if not given.exists():
             raise InputNotFoundError(f"there is no {given}", fix="name a file or folder of text")
-        documents = read_corpus([given], licence="unknown").documents
+        documents = read_corpus([given], licence="private").documents
         return {"text": plain([document.text for document in documents])}
     out = {"held_out_text": plain(_held_out(source))}
     if "<|user|>" in tokenizer.control:

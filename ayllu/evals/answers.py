@@ -36,6 +36,7 @@ _MARK = re.compile(r"####\s*([^\n]*)")
 _ANSWER_IS = re.compile(r"the answer is:?\s*", re.IGNORECASE)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _SIGNS = str.maketrans("", "", string.punctuation + "„“”‚‘’«»")
+_ALONE = re.compile(r"\(?([a-z])\)?")
 _LETTER = re.compile(r"\(([A-Z])\)")
 
 
@@ -144,7 +145,9 @@ def judge_closing(answers: Sequence[str], said: str, continues: bool) -> Judged:
 
 
 def _closing(text: str) -> str:
-    return " ".join(text.strip().removesuffix(".").split()).casefold()
+    """In lower case without an end point; a letter alone has brackets, as the set's options do."""
+    plain = " ".join(text.strip().removesuffix(".").split()).casefold()
+    return f"({alone[1]})" if (alone := _ALONE.fullmatch(plain)) else plain
 
 
 def _ends_with(text: str, wanted: str) -> bool:

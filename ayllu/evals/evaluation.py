@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ayllu import machine
-from ayllu.errors import InputNotFoundError, ModelFileMissingError, UsageError
+from ayllu.errors import InputNotFoundError, ModelFileMissingError, RecipeValueError, UsageError
 from ayllu.evals.examine import SHOWN, ExamSettings, examine, examine_family
 from ayllu.evals.items import Item
 from ayllu.evals.official import GROUPS, OFFICIAL, Official, files_of, load, text_task, with_shots
@@ -30,12 +30,23 @@ from ayllu.reason.transcript import Transcript
 from ayllu.reason.verify import Verifier, check_fits, find_verifier, load_verifier
 from ayllu.tools.sandbox import Sandbox
 
-CODE_VERSION = 5  # raised when the same settings would give another result; 5: TruthfulQA mixed, new stories
+CODE_VERSION = 6  # raised when the same settings would give another result; 6: who converses is told the form
 KIND = "ayllu eval"
 MAX_SAMPLES = 128
 MAX_ROWS = 100_000  # of one task, as in the eval stage of a recipe
 _WEIGHTS = (".safetensors", ".gguf", ".pth")
-_BESIDE = ("config.json", "params.json", "tokenizer*", "chat_template*")  # what else an answer depends on
+# What else an answer depends on.
+_BESIDE = (
+    "config.json", "params.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
+    "chat_template*", "additional_chat_templates/*",
+)  # fmt: skip
+# The settings that a form of task goes by.
+_DRAWN = ("n", "seed")
+_ANSWERED = (*_DRAWN, "samples", "temperature", "max_tokens", "thinking_budget")
+_USES = {
+    "choice": (*_DRAWN, "shots"), "mass": (*_DRAWN, "shots"), "bits": _DRAWN, "program": _ANSWERED,
+    "answer": (*_ANSWERED, "shots"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,11 @@ class Named:
     official: Official | None = None
     rows: tuple[Item, ...] = ()
     files: tuple[Path, ...] = ()
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The settings that its result depends on."""
+        return _USES[self.official.form if self.official is not None else "answer"]
 
 
 def task_names() -> dict[str, str]:
@@ -72,13 +88,21 @@ def find_tasks(names: Sequence[str], data: Path | None, settings: ExamSettings) 
             wanted |= dict.fromkeys(f for f in EXAMS if RESAMPLED.family not in f or given)
         elif name in GROUPS:
             wanted |= dict.fromkeys(GROUPS[name])
-        elif name in OFFICIAL or name in EXAMS or name.startswith("text:"):
+        elif name in OFFICIAL or _is_family(name) or name.startswith("text:"):
             wanted[name] = None
         else:
             raise _no_such_task(name)
     if not wanted:
         raise UsageError("there are no tasks", fix="name some with --tasks, as in: --tasks gsm8k,mmlu")
     return [_named(name, data, settings) for name in wanted]
+
+
+def _is_family(name: str) -> bool:
+    """UsageError for a family of others that isn't one, with their reasons."""
+    try:
+        return name in EXAMS
+    except RecipeValueError as error:
+        raise UsageError(error.what, why=error.why, fix=error.fix) from error
 
 
 def _no_such_task(name: str) -> UsageError:
@@ -145,6 +169,18 @@ def check_settings(settings: ExamSettings) -> None:
         )
 
 
+def check_uses(named: Sequence[Named], settings: ExamSettings, verifier: Path | None) -> None:
+    """UsageError for a setting that none of the tasks goes by."""
+    given = {field.name for field in fields(settings) if getattr(settings, field.name) != field.default}
+    idle = sorted(given - {"seed"} - {name for task in named for name in task.uses})
+    if verifier is not None and not any("samples" in task.uses for task in named):
+        idle.append("verifier")
+    if idle:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        tasks = ", ".join(task.name for task in named)
+        raise UsageError(f"{names}: of no effect on {tasks}", fix=f"leave {names} out, or add other tasks")
+
+
 def evaluate_model(
     model: Path,
     tasks: Sequence[str],
@@ -165,8 +201,9 @@ def evaluate_model(
     """
     settings = settings or ExamSettings()
     check_settings(settings)
-    chosen_by = _verifier_folder(verifier, settings)
     named = find_tasks(tasks, data, settings)
+    check_uses(named, settings, verifier)
+    chosen_by = _verifier_folder(verifier, settings)
     head: dict[str, Any] = {
         "kind": KIND,
         "version": CODE_VERSION,
@@ -176,17 +213,17 @@ def evaluate_model(
         "device": device,
     }
     before = _kept(out, head)
-    depends = dict(head)
-    if chosen_by is not None:
-        depends["verifier_sha256"] = hash_model(chosen_by)
+    judge = {} if chosen_by is None else {"verifier_sha256": hash_model(chosen_by)}
     results: dict[str, Any] = dict(before.get("results") or {})
     known: dict[str, Any] = {key: before[key] for key in ("chat_format", "context") if key in before}
-    made: dict[str, Any] = {**head, **known, "machine": machine.describe(), "results": results}
-    prints = {task.name: _fingerprint(task, depends, settings) for task in named}
+    made: dict[str, Any] = {**head, **known, "results": results}
+    prints = {task.name: _fingerprint(task, head, judge, settings) for task in named}
     missing = [task for task in named if results.get(task.name, {}).get("fingerprint") != prints[task.name]]
     progress = Progress("eval", quiet=quiet)
     if missing:
         _check_walls(missing)
+        if out is not None:
+            write_json(out, made)  # where it can't be written, now and not after hours
         from ayllu.engine.engine import Engine, SamplingParams
 
         with Engine(model, weights=weights, device=device, max_sequences=batch) as engine:
@@ -203,9 +240,10 @@ def evaluate_model(
                 found = _examine(task, subject, data, settings, progress)
                 found["seconds"] = round(time.perf_counter() - began, 3)
                 found["seed"], found["data"] = settings.seed, _hashes(task)
+                found["machine"] = machine.describe()  # each its own: a file may be gone on with elsewhere
                 found["fingerprint"] = prints[task.name]
-                if chosen_by is not None:
-                    found["verifier_sha256"] = depends["verifier_sha256"]
+                if "samples" in task.uses:
+                    found |= judge
                 results[task.name] = found
                 if out is not None:
                     write_json(out, made)
@@ -268,16 +306,20 @@ def hash_model(model: Path) -> str:
     files = sorted({file for pattern in patterns for file in model.glob(pattern) if file.is_file()})
     if not any(file.suffix in _WEIGHTS for file in files):
         raise ModelFileMissingError(f"{model} has no weights", fix="copy the whole model folder again")
-    return sha256_json({file.name: sha256_file(file) for file in files})
+    return sha256_json({file.relative_to(model).as_posix(): sha256_file(file) for file in files})
 
 
 def _hashes(task: Named) -> dict[str, str]:
     return {file.name: sha256_file(file) for file in task.files}
 
 
-def _fingerprint(task: Named, head: Mapping[str, Any], settings: ExamSettings) -> str:
+def _fingerprint(
+    task: Named, head: Mapping[str, Any], judge: Mapping[str, Any], settings: ExamSettings
+) -> str:
     kept = {key: value for key, value in head.items() if key != "model"}
-    return sha256_json([task.name, kept, asdict(settings), _hashes(task)])
+    kept |= judge if "samples" in task.uses else {}
+    wanted = {name: getattr(settings, name) for name in task.uses}
+    return sha256_json([task.name, kept, wanted, _hashes(task)])
 
 
 def _kept(out: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:

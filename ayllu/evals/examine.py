@@ -30,6 +30,7 @@ from ayllu.tools.tool import Toolbox
 FAMILY_N = 1000  # problems of a family, unless told
 FAMILY_SHOTS = 4  # worked examples for a model without a chat format
 FAMILY_TOKENS = 512
+CONVERSED_TOKENS = 1024  # of a conversing model's answer with its thinking, at the least
 HOT = 0.7  # the temperature of several samples, unless told (Wang et al. 2022, section 3.1)
 
 _T = TypeVar("_T")
@@ -79,6 +80,11 @@ class _Exam:
     settings: ExamSettings
     progress: Progress
 
+    def sampling(self) -> Sampling:
+        """How answers are drawn; who converses may think first."""
+        most = self.task.max_tokens
+        return self.settings.sampling(most if self.examinee.continues else max(most, CONVERSED_TOKENS))
+
     def counting(self, note: str = "") -> Callable[[int], None]:
         return _counting(self.task.name + note, self.progress)
 
@@ -100,7 +106,9 @@ def examine(
     made = _FORMS[task.form](_Exam(task, rows, before, examinee, settings, progress))
     head = {"task": task.name, "title": task.title, "form": task.form, "shots": wanted}
     protocol = task.protocol if examinee.continues else _CONVERSED.get(task.form, task.protocol)
-    how = {"protocol": protocol, "source": task.source, "beside": dict(task.beside)}
+    # Published scores are of texts gone on with; letters, or another number of examples, are another task.
+    same = wanted == task.shots if examinee.continues else task.form in ("answer", "program")
+    how = {"protocol": protocol, "source": task.source, "beside": dict(task.beside) if same else {}}
     return {**head, **made, **how}
 
 
@@ -109,41 +117,53 @@ def _choices(exam: _Exam) -> dict[str, Any]:
     ways = exam.examinee.ways(rows, exam.shots, exam.counting())
     how = {"letters": not exam.examinee.continues, "mass": exam.task.form == "mass"}
     found = score_choices(rows, ways, exam.task.headline, **how)
-    places: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        places.setdefault(row.group, []).append(i)
-    if len(places) > 1:  # the subjects of MMLU
-        found["groups"] = {
-            group: score_choices(
-                [rows[i] for i in those], [ways[i] for i in those], exam.task.headline, **how
-            )["score"]
-            for group, those in places.items()
-        }
-        found["group_mean"] = sum(found["groups"].values()) / len(places)
-    return found
+
+    def score(those: list[int]) -> float:
+        mine = score_choices([rows[i] for i in those], [ways[i] for i in those], exam.task.headline, **how)
+        return float(mine["score"])
+
+    return found | _by_group(rows, score)
 
 
 def _answers(exam: _Exam) -> dict[str, Any]:
     task, rows, continues = exam.task, exam.rows, exam.examinee.continues
     box = Toolbox([CALCULATOR]).only(task.tools)
+    form = "" if exam.examinee.ours else task.asks
     asked = [
-        Asked(row.place, row.question, row.text, before, task.tools, box)
+        Asked(row.place, f"{row.question}\n\n{form}".rstrip(), row.text, before, task.tools, box)
         for row, before in zip(rows, exam.shots, strict=True)
     ]
-    sampling = exam.settings.sampling(task.max_tokens)
+    sampling = exam.sampling()
     said = exam.examinee.say(asked, sampling, task.stop, exam.counting())
     judged = [
         [NOTHING if one.text is None else task.judge(row.answers, one.text, continues) for one in each]
         for row, each in zip(rows, said, strict=True)
     ]
     wanted = [" | ".join(row.answers) for row in rows]
-    return _said(asked, wanted, said, judged, exam.examinee, sampling)
+    found = _said(asked, wanted, said, judged, exam.examinee, sampling)
+
+    def score(those: list[int]) -> float:
+        rights = [one.strict for i in those for one in judged[i]]
+        return sum(rights) / len(rights)
+
+    return found | _by_group(rows, score)
+
+
+def _by_group(rows: Sequence[Item], score: Callable[[list[int]], float]) -> dict[str, Any]:
+    """The score of each group (the subjects of MMLU, the tasks of BBH), and the mean of those."""
+    places: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(row.group, []).append(i)
+    if len(places) < 2:
+        return {}
+    groups = {group: score(those) for group, those in places.items()}
+    return {"groups": groups, "group_mean": sum(groups.values()) / len(groups)}
 
 
 def _programs(exam: _Exam) -> dict[str, Any]:
     rows: list[Program] = exam.rows
     asked = [Asked(row.place, row.question, row.text) for row in rows]
-    sampling = exam.settings.sampling(exam.task.max_tokens)
+    sampling = exam.sampling()
     said = exam.examinee.say(asked, sampling, exam.task.stop, exam.counting())
     exam.progress.start(len(rows), "rows")
     judged = judge_programs(rows, said, exam.examinee.continues, exam.counting(": tests"))

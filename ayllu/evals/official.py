@@ -42,19 +42,22 @@ class Official:
     shots: int = 0
     examples: str = ""
     header: str = ""  # before the examples; {group} is the group's name
-    headline: str = "byte"
+    headline: str = "character"
     judge: Callable[..., answers.Judged] = answers.judge_number
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
+    asks: str = ""  # behind the question, for a conversing model that wasn't trained here: the strict form
     beside: tuple[tuple[str, float], ...] = ()  # published scores, in percent
 
 
 _ZERO_SHOT = "no examples; likelihood of each way to go on, {rule}; for a model that converses the letter"
-_PER_BYTE = _ZERO_SHOT.format(rule="per byte")
+_PER_CHARACTER = _ZERO_SHOT.format(rule="per character")
 _ANSWER = _ZERO_SHOT.format(rule='against the context "Answer:"')
 _LLAMA = "Touvron et al. 2023, section 3.1"
 _SOLVED = "solutions from the train split as examples; the number after ####"
+_NUMBER = "Give your reasoning, and end with a line that has #### and the number alone."
+_WORDS = "Answer with a few words, without a sentence around them."
 _TELLS = ("\nQuestion:", "\n\nQ:")
 _GSM8K = (("LLaMA 7B", 11.0), ("nanochat d20 SFT", 4.55), ("nanochat d20 RL", 7.58))
 
@@ -63,7 +66,7 @@ _ROWS = (
         "gsm8k", "GSM8K", "gsm8k/test.jsonl", sets.gsm8k, "answer", _SOLVED,
         "Cobbe et al. 2021; five examples as in lm-eval",
         shots=5, examples="gsm8k/train.jsonl", stop=_TELLS, tools=("calculator",), max_tokens=400,
-        beside=_GSM8K,
+        asks=_NUMBER, beside=_GSM8K,
     ),
     *(
         Official(
@@ -71,7 +74,7 @@ _ROWS = (
             "English solutions from GSM8K's train split as examples (EN-CoT); the number after ####",
             "Shi et al. 2022", shots=5, examples="gsm8k/train.jsonl", stop=_TELLS,
             judge=answers.judge_number_de if code == "de" else answers.judge_number,
-            tools=("calculator",), max_tokens=400,
+            tools=("calculator",), max_tokens=400, asks=_NUMBER,
         )
         for code, language in (("en", "English"), ("de", "German"), ("te", "Telugu"))
     ),
@@ -83,19 +86,19 @@ _ROWS = (
         beside=(("LLaMA 7B", 35.1),),
     ),
     Official(
-        "arc_easy", "ARC, easy", "commonsense/arc-easy_test.jsonl", sets.arc, "choice", _PER_BYTE,
+        "arc_easy", "ARC, easy", "commonsense/arc-easy_test.jsonl", sets.arc, "choice", _PER_CHARACTER,
         f"Clark et al. 2018; {_LLAMA}", beside=(("LLaMA 7B", 72.8),),
     ),
     Official(
         "arc_challenge", "ARC, challenge", "commonsense/arc-challenge_test.jsonl", sets.arc, "choice",
-        _PER_BYTE, f"Clark et al. 2018; {_LLAMA}", beside=(("LLaMA 7B", 47.6),),
+        _PER_CHARACTER, f"Clark et al. 2018; {_LLAMA}", beside=(("LLaMA 7B", 47.6),),
     ),
     Official(
-        "piqa", "PIQA", "commonsense/piqa_test.jsonl", sets.piqa, "choice", _PER_BYTE,
+        "piqa", "PIQA", "commonsense/piqa_test.jsonl", sets.piqa, "choice", _PER_CHARACTER,
         f"Bisk et al. 2020; {_LLAMA}", beside=(("LLaMA 7B", 79.8),),
     ),
     Official(
-        "siqa", "SIQA", "commonsense/siqa_test.jsonl", sets.siqa, "choice", _PER_BYTE,
+        "siqa", "SIQA", "commonsense/siqa_test.jsonl", sets.siqa, "choice", _PER_CHARACTER,
         f"Sap et al. 2019; {_LLAMA}", beside=(("LLaMA 7B", 48.9),),
     ),
     Official(
@@ -126,7 +129,7 @@ _ROWS = (
         "nq_open", "NQ-open", "nq-open/NQ-open.dev.jsonl", sets.nq_open, "answer",
         "other rows of the set as examples (left out of the score); the first line, as words",
         "Kwiatkowski et al. 2019; Lee et al. 2019; Touvron et al. 2023, section 3.2",
-        shots=5, header="Answer these questions:", judge=answers.judge_words, max_tokens=32,
+        shots=5, header="Answer these questions:", judge=answers.judge_words, max_tokens=32, asks=_WORDS,
         stop=("\n",), beside=(("LLaMA 7B, 5-shot", 22.0),),
     ),
     Official(
@@ -134,13 +137,14 @@ _ROWS = (
         "the set's own three worked examples with reasoning; what follows \"the answer is\"",
         "Suzgun et al. 2022", shots=3, examples="bbh/cot_prompts.json", judge=answers.judge_closing,
         max_tokens=512, stop=("\n\nQ:",),
+        asks='Give your reasoning, and end with "the answer is" and the answer.',
     ),
     *(
         Official(
             f"xquad_{code}", f"XQuAD ({language})", f"xquad/xquad.{code}.json", sets.xquad, "answer",
             "no examples; paragraph and question; the first line, as words",
             "Artetxe et al. 2020; GPT-3's form for SQuAD (Brown et al. 2020)", layout="json",
-            judge=answers.judge_words, max_tokens=48, stop=("\n",),
+            judge=answers.judge_words, max_tokens=48, stop=("\n",), asks=_WORDS,
         )
         for code, language in (("en", "English"), ("de", "German"))
     ),

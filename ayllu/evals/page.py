@@ -65,6 +65,8 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     if "by_rule" in result and len(result["by_rule"]) > 1:
         rules = ", ".join(f"{rule} {_percent(score)}" for rule, score in result["by_rule"].items())
         notes.append(f"by rule: {rules} (the score is by: {result['rule']})")
+    if "groups" in result:
+        notes.append(f"mean of {len(result['groups'])} groups {_percent(result['group_mean'])}")
     if "window" in result:
         notes.append(f"windows of {result['window']} tokens, one every {result['stride']}")
     if "best_of" in result:
@@ -84,5 +86,5 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         notes.append(f"{result['truncated']:,} answers were cut off at their last token")
     if result["beside"]:
         beside = ", ".join(f"{name} {score} %" for name, score in result["beside"].items())
-        notes.append(f"published: {beside}")
+        notes.append(f"published, each by its own protocol: {beside}")
     return notes

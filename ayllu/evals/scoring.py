@@ -29,11 +29,12 @@ def _sum(nats: Sequence[float] | None) -> float:
     return math.fsum(nats or ())
 
 
-# How ways to go on are compared: as a whole, per token, per byte, and against "Answer:" as the context.
+# How ways to go on are compared: as a whole, per token, per character (LLaMA's rule, and the acc_norm of
+# lm-eval), and against "Answer:" as the context.
 RULES: dict[str, Callable[[Way], float]] = {
     "raw": lambda way: _sum(way.nats),
     "token": lambda way: _sum(way.nats) / len(way.nats),
-    "byte": lambda way: _sum(way.nats) / way.bytes,
+    "character": lambda way: _sum(way.nats) / way.characters,
     "answer": lambda way: _sum(way.nats) - _sum(way.alone),
 }
 

@@ -218,11 +218,13 @@ def program(place: str, row: Any) -> Program:
 
 
 def articles(lines: list[str]) -> list[str]:
-    """WikiText as a list of articles; each begins with ` = Title = `."""
+    """WikiText as a list of articles; each begins with ` = Title = ` after a blank line (the test set has two
+    equations that look like that)."""
     heading = re.compile(r"^ = [^=].*[^=] = *$")
     found: list[list[str]] = [[]]
     for line in lines:
-        if heading.match(line.rstrip("\n")) and any(before.strip() for before in found[-1]):
+        begun = any(before.strip() for before in found[-1])
+        if begun and heading.match(line.rstrip("\n")) and not found[-1][-1].strip():
             found.append([])
         found[-1].append(line)
     return ["".join(part) for part in found if part]

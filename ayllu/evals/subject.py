@@ -83,11 +83,11 @@ class Asked:
 @dataclass(frozen=True)
 class Way:
     """A way to go on: the log-probability (nats) of each of its tokens, after its context, and after
-    "Answer:" alone (None where a letter was asked for); its UTF-8 bytes."""
+    "Answer:" alone (None where a letter was asked for); its characters."""
 
     nats: tuple[float, ...]
     alone: tuple[float, ...] | None
-    bytes: int
+    characters: int
 
 
 class Examinee(Protocol):
@@ -96,6 +96,10 @@ class Examinee(Protocol):
     @property
     def continues(self) -> bool:
         """Whether the model has no chat format."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether the model converses in our own form, whose answers are of few words."""
 
     def ways(
         self, items: Sequence[Choice], shots: Sequence[Shots], on_item: OnAnswer
@@ -126,6 +130,11 @@ class Subject:
         """Whether the model has no chat format."""
         return isinstance(self.chat, Continuation)
 
+    @property
+    def ours(self) -> bool:
+        """Whether the model converses in our own form."""
+        return isinstance(self.chat, Chat)
+
     # ---- ways to go on
     def ways(
         self, items: Sequence[Choice], shots: Sequence[Shots], on_item: OnAnswer
@@ -147,7 +156,7 @@ class Subject:
             if not self.continues:
                 ways = list(LETTERS[: len(ways)])
             found[i] = [
-                Way(tuple(cost), alone.get(way), len(way.strip().encode()))
+                Way(tuple(cost), alone.get(way), len(way.strip()))
                 for cost, way in zip(each, ways, strict=True)
             ]
         return found

@@ -19,8 +19,9 @@ class StandIn:
         reply: Callable[[str], str | None],
         *,
         continues: bool = True,
+        ours: bool = True,
     ) -> None:
-        self.prefer, self.reply, self.continues = prefer, reply, continues
+        self.prefer, self.reply, self.continues, self.ours = prefer, reply, continues, ours
         self.seen: list[str] = []
 
     def ways(self, items, shots, on_item):
@@ -28,7 +29,7 @@ class StandIn:
         alone = (-1.0,) if self.continues else None
         return [
             [
-                Way((nats,), alone, len(way.strip().encode()))
+                Way((nats,), alone, len(way.strip()))
                 for nats, (_, way) in zip(self.prefer(item), item.pairs, strict=True)
             ]
             for item in items
@@ -36,6 +37,8 @@ class StandIn:
 
     def say(self, asked, sampling, stop, on_item):
         self.seen += [one.shots.before(one.text) for one in asked]
+        self.asked = [one.question for one in asked]
+        self.most = sampling.max_tokens
         return [[Said(self.reply(one.key), "stop", 3)] * sampling.samples for one in asked]
 
     def nats(self, texts, on_item):

@@ -14,6 +14,7 @@ from ayllu.evals import examine as module
 from ayllu.evals.examine import ExamSettings, examine, examine_family
 from ayllu.evals.items import Choice, Program, Question
 from ayllu.evals.official import OFFICIAL, load
+from ayllu.evals.page import page
 from ayllu.progress import Progress
 from ayllu.reason.practice import EXAMS, RESAMPLED
 from ayllu.reason.task import distinct_problems
@@ -72,7 +73,42 @@ def test_the_oracle_is_always_right_and_the_fool_never(data, name, continues):
         assert worst["lenient"]["correct"] == 0
 
 
-@pytest.mark.parametrize("rule", ["raw", "token", "byte", "answer"])
+@pytest.mark.parametrize("name", WORDS)
+def test_who_converses_is_told_the_form_unless_it_was_trained_here(data, name):
+    """Strict is the form that was asked for, so it has to be asked for; and who thinks needs room."""
+    task = OFFICIAL[name]
+    assert task.asks
+    for ours in (True, False):
+        made = StandIn(lambda item: [], lambda key: "no", continues=False, ours=ours)
+        examine(task, load(task, data), made, data, ExamSettings(), QUIET)
+        assert all(question.endswith(task.asks) is not ours for question in made.asked)
+        assert made.most >= 1024
+    made = StandIn(lambda item: [], lambda key: "no")
+    examine(task, load(task, data), made, data, ExamSettings(), QUIET)
+    assert made.most == task.max_tokens and not any(task.asks in seen for seen in made.seen)
+
+
+def test_published_scores_stand_beside_the_same_task_only(data):
+    def beside(name, **settings):
+        return run(name, data, knowing, **settings)["beside"]
+
+    assert beside("arc_easy") and not beside("arc_easy", continues=False), "letters are another task"
+    assert beside("mmlu") and not beside("mmlu", shots=0)
+    assert beside("gsm8k") and beside("gsm8k", continues=False) and not beside("gsm8k", shots=1)
+
+
+def test_tasks_of_one_set_have_scores_of_their_own(data):
+    rows = load(OFFICIAL["bbh"], data)
+    groups = {row.group for row in rows}
+    first = min(groups)
+    known = {row.place: row.worked for row in rows if row.group == first}
+    made = run("bbh", data, lambda rows, continues: oracle(known))
+    assert made["groups"] == {group: float(group == first) for group in groups}
+    assert made["group_mean"] == pytest.approx(1 / len(groups)) and len(groups) > 1
+    assert f"mean of {len(groups)} groups" in page({"results": {"bbh": made}})
+
+
+@pytest.mark.parametrize("rule", ["raw", "token", "character", "answer"])
 @pytest.mark.parametrize("name", CHOICES)
 def test_by_lot_gets_what_chance_gives(data, name, rule):
     task = replace(OFFICIAL[name], headline=rule)

@@ -11,8 +11,10 @@ from invented import write
 from ayllu import cli
 from ayllu.errors import (
     BadFileError,
+    FolderReadOnlyError,
     InputNotFoundError,
     ModelFileMissingError,
+    RecipeValueError,
     RefusedError,
     UsageError,
 )
@@ -33,6 +35,7 @@ from ayllu.text.tokenizer import Tokenizer, train_tokenizer
 
 STORIES = Path(__file__).parents[1] / "fixtures" / "stories260K"
 FEW = ExamSettings(n=2, max_tokens=6, shots=0)
+TWO = ExamSettings(n=2)  # for tasks that give no answers
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def test_every_official_set_on_a_model_that_continues_texts(data):
     assert 2 < made["results"]["wikitext2"]["score"] < 9
     assert json.loads(json.dumps(made)) == made
     shown = page(made)
-    assert all(name in shown for name in names) and "published: LLaMA 7B 35.1 %" in shown
+    assert all(name in shown for name in names) and "own protocol: LLaMA 7B 72.8 %" in shown
 
 
 def test_a_model_of_ours_is_asked_in_conversation(data, ours):
@@ -169,13 +172,13 @@ def test_a_killed_evaluation_goes_on_with_what_is_missing(data, tmp_path, monkey
 
     monkeypatch.setattr(evaluation, "_examine", dies)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_model(STORIES, names, data=data, settings=FEW, out=out, quiet=True)
+        evaluate_model(STORIES, names, data=data, settings=TWO, out=out, quiet=True)
     kept = json.loads(out.read_text())["results"]
     assert list(kept) == ["boolq", "piqa"] and not list(tmp_path.glob("*.part"))
     done.clear()
-    whole = evaluate_model(STORIES, names, data=data, settings=FEW, out=out, quiet=True)["results"]
+    whole = evaluate_model(STORIES, names, data=data, settings=TWO, out=out, quiet=True)["results"]
     assert done == ["arc_easy"] and list(whole) == names and whole["piqa"] == kept["piqa"]
-    unbroken = evaluate_model(STORIES, names[:1], data=data, settings=FEW, quiet=True)["results"]
+    unbroken = evaluate_model(STORIES, names[:1], data=data, settings=TWO, quiet=True)["results"]
     assert unbroken["boolq"]["score"] == whole["boolq"]["score"]
     assert json.loads(out.read_text())["results"] == whole
 
@@ -186,7 +189,7 @@ def test_other_settings_and_other_data_are_done_again(data, tmp_path, monkeypatc
     done = []
     monkeypatch.setattr(evaluation, "_examine", lambda task, *_: done.append(task.name) or _result(task.name))
 
-    def run(names, settings=FEW):
+    def run(names, settings=TWO):
         done.clear()
         made = evaluate_model(STORIES, names, data=mine, settings=settings, out=out, quiet=True)
         return list(made["results"]), list(done)
@@ -208,19 +211,19 @@ def test_a_file_of_something_else_is_left_alone(data, tmp_path, ours):
     out = tmp_path / "results.json"
     out.write_text('{"my": "notes"}')
     with pytest.raises(UsageError, match="no file of results"):
-        evaluate_model(STORIES, ["boolq"], data=data, settings=FEW, out=out, quiet=True)
+        evaluate_model(STORIES, ["boolq"], data=data, settings=TWO, out=out, quiet=True)
     assert out.read_text() == '{"my": "notes"}'
     out.write_text("{broken")
     with pytest.raises(BadFileError):
-        evaluate_model(STORIES, ["boolq"], data=data, settings=FEW, out=out, quiet=True)
+        evaluate_model(STORIES, ["boolq"], data=data, settings=TWO, out=out, quiet=True)
     out.write_text(json.dumps({"kind": evaluation.KIND, "model_sha256": "another"}))
     with pytest.raises(UsageError, match="another model"):
-        evaluate_model(STORIES, ["boolq"], data=data, settings=FEW, out=out, quiet=True)
+        evaluate_model(STORIES, ["boolq"], data=data, settings=TWO, out=out, quiet=True)
     with pytest.raises(InputNotFoundError, match="no folder"):
-        evaluate_model(STORIES, ["boolq"], data=data, settings=FEW, out=tmp_path / "x/y.json", quiet=True)
+        evaluate_model(STORIES, ["boolq"], data=data, settings=TWO, out=tmp_path / "x/y.json", quiet=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelFileMissingError, match="no weights"):
-        evaluate_model(tmp_path / "empty", ["boolq"], data=data, settings=FEW, quiet=True)
+        evaluate_model(tmp_path / "empty", ["boolq"], data=data, settings=TWO, quiet=True)
 
 
 def test_the_hash_of_a_model_is_that_of_its_files(ours, tmp_path):
@@ -323,6 +326,74 @@ def test_examples_that_are_not_there_are_missed_before_the_model_is_loaded(data,
     assert find_tasks(["humaneval"], data, ExamSettings(shots=99))  # has none
 
 
+@pytest.mark.parametrize(
+    ("tasks", "settings", "named"),
+    [
+        (["boolq"], ExamSettings(n=2, samples=4), "--samples"),
+        (["mmlu", "wikitext2"], ExamSettings(thinking_budget=8), "--thinking-budget"),
+        (["humaneval"], ExamSettings(shots=3), "--shots"),
+        (["wikitext2"], ExamSettings(max_tokens=9, shots=2), "--max-tokens, --shots"),
+    ],
+)
+def test_options_of_no_effect_are_refused(data, tasks, settings, named):
+    with pytest.raises(UsageError, match=f"^{named}: of no effect"):
+        evaluate_model(STORIES, tasks, data=data, settings=settings, quiet=True)
+
+
+def test_a_result_depends_on_what_its_form_goes_by(data, tmp_path):
+    out = tmp_path / "results.json"
+
+    def run(**settings):
+        made = evaluate_model(
+            STORIES,
+            ["boolq", "nq_open"],
+            data=data,
+            settings=ExamSettings(n=2, **settings),
+            out=out,
+            quiet=True,
+        )
+        return {name: found["fingerprint"] for name, found in made["results"].items()}
+
+    one, two = run(max_tokens=4), run(max_tokens=5)
+    assert one["boolq"] == two["boolq"] and one["nq_open"] != two["nq_open"]
+    results = json.loads(out.read_text())["results"]
+    assert all(found["machine"]["chip"] for found in results.values()), "each result has its machine"
+
+
+def test_how_a_model_ends_its_answers_belongs_to_it(ours, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(ours, model)
+    before = hash_model(model)
+    (model / "generation_config.json").write_text('{"thinking_budgets": true}')
+    told = hash_model(model)
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    assert len({before, told, hash_model(model)}) == 3
+
+
+def test_a_file_that_cannot_be_written_is_found_before_the_first_task(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("ayllu.evals.evaluation._examine", lambda *_: pytest.fail("was begun"))
+
+    def full(path, value):
+        raise FolderReadOnlyError(f"{path} can't be written")
+
+    monkeypatch.setattr("ayllu.evals.evaluation.write_json", full)
+    with pytest.raises(FolderReadOnlyError):
+        evaluate_model(
+            STORIES, ["boolq"], data=data, settings=ExamSettings(n=2), out=tmp_path / "r.json", quiet=True
+        )
+
+
+def test_a_family_of_others_that_is_none(monkeypatch):
+    class Refusing(dict):
+        def __contains__(self, name):
+            raise RecipeValueError(f"there is no {name}", fix="choose another")
+
+    monkeypatch.setattr("ayllu.evals.evaluation.EXAMS", Refusing())
+    with pytest.raises(UsageError, match="there is no gym_typo"):
+        find_tasks(["gym_typo"], None, ExamSettings())
+
+
 def test_a_device_that_is_none_is_refused(data):
     assert call("eval", str(STORIES), "--tasks", "boolq", "--data", str(data), "--device", "gpux") == 2
 
@@ -343,7 +414,7 @@ def test_the_verb(data, tmp_path, capsys):
     assert shown.out.startswith("task") and "windows of 511 tokens" in shown.out and "eval" in shown.err
     assert call(*words, "--out", str(out), "--json") == 0
     made = json.loads(capsys.readouterr().out)
-    assert made == json.loads(out.read_text()) and made["machine"]["chip"]
+    assert made == json.loads(out.read_text()) and "machine" not in made
     assert 0.4 < made["results"][f"text:{text}"]["score"] < 2
     assert call(*words[:3], "bolq") == 2
     assert "did you mean boolq?" in capsys.readouterr().err

@@ -97,4 +97,4 @@ def test_the_same_scores_through_lm_eval(engine, tmp_path, monkeypatch):
     assert len(instructions("arc-easy", 4)) == ours["n"] == len(theirs["samples"]["made_here"])
     found = theirs["results"]["made_here"]
     assert found["acc,none"] == pytest.approx(ours["by_rule"]["raw"])
-    assert found["acc_norm,none"] == pytest.approx(ours["by_rule"]["byte"])
+    assert found["acc_norm,none"] == pytest.approx(ours["by_rule"]["character"])

@@ -1,4 +1,4 @@
-"""Scores: rules of choice, votes, several samples, bits per byte, against sums done by hand."""
+"""Scores: rules of choice, votes, several samples, bits per character, against sums done by hand."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from ayllu.evals.programs import programs_of
 from ayllu.evals.scoring import best_way, mass_of, mean, score_choices, score_said, score_texts
 from ayllu.evals.subject import TOO_LONG, Said, Way
 
-# Each rule prefers another way: the whole, per token, per byte, against "Answer:".
+# Each rule prefers another way: the whole, per token, per character, against "Answer:".
 WAYS = [
     Way((-2.0,), (-1.0,), 1),
     Way((-1.0, -1.5), (-2.0,), 2),
@@ -22,7 +22,7 @@ WAYS = [
 
 
 def test_each_rule_has_its_own_choice():
-    assert [best_way(WAYS, rule) for rule in ("raw", "token", "byte", "answer")] == [0, 3, 2, 3]
+    assert [best_way(WAYS, rule) for rule in ("raw", "token", "character", "answer")] == [0, 3, 2, 3]
     assert best_way([WAYS[0], WAYS[0]], "raw") == 0, "the first of equals"
 
 
@@ -38,11 +38,11 @@ def row(gold, options=4):
 
 
 def test_choices_are_scored_by_every_rule_and_rows_that_did_not_fit_are_wrong():
-    found = score_choices([row(2), row(0), row(1)], [WAYS, WAYS, None], "byte")
+    found = score_choices([row(2), row(0), row(1)], [WAYS, WAYS, None], "character")
     assert (found["n"], found["correct"], found["too_long"]) == (3, 1, 1)
     assert (found["low"], found["high"]) == wilson(1, 3)
-    assert found["by_rule"] == {"raw": 1 / 3, "token": 0, "byte": 1 / 3, "answer": 0}
-    assert found["chance"] == pytest.approx(0.25) and found["rule"] == "byte"
+    assert found["by_rule"] == {"raw": 1 / 3, "token": 0, "character": 1 / 3, "answer": 0}
+    assert found["chance"] == pytest.approx(0.25) and found["rule"] == "character"
     assert [sample["said"] for sample in found["samples"]] == ["c", "c", None]
     mixed = score_choices([row(0, 2), row(0, 4)], [WAYS[:2], WAYS], "raw", letters=True)
     assert mixed["chance"] == pytest.approx(0.375) and set(mixed["by_rule"]) == {"raw"}
