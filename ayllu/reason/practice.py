@@ -284,14 +284,17 @@ def _no_share(table: str) -> RecipeValueError:
     )
 
 
-def draw_problems(rng: Generator, shares: dict[str, float], count: int) -> list[Problem]:
-    """`count` problems of the train split, families by their shares."""
+def draw_problems(
+    rng: Generator, shares: dict[str, float], count: int, split: str = "train"
+) -> list[Problem]:
+    """`count` problems of a split, families by their shares; of "test" the highest level, as in exams."""
     families = [family for family, share in shares.items() if share]
     chances = np.array([shares[family] for family in families])
     problems = []
     for _ in range(count):
         task = TASKS[families[rng.choice(len(families), p=chances / chances.sum())]]
-        problems.append(task.problem(rng, draw_level(rng, task), "train"))
+        level = draw_level(rng, task) if split == "train" else task.levels
+        problems.append(task.problem(rng, level, split))
     return problems
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ayllu.evals.metrics import wilson
 from ayllu.progress import clock
 from ayllu.report.charts import short
 from ayllu.report.summary import WHEN
@@ -139,12 +140,20 @@ def _beside(report: dict[str, Any]) -> str:
     if "verifier" in report and not judged.get("problems"):
         parts += ["## The verifier", "It is in the folder `verifier`. Missing: it was not measured."]
     elif judged:
-        rows = [[f"{judged[way]:.1%}" for way in ("one", "majority", "weighted", "best_of", "any")]]
+        n = judged["problems"]
+        shares = [judged[way] for way in ("one", "majority", "weighted", "best_of", "any")]
+        between = [wilson(min(share * n, n), n) for share in shares]
+        rows = [
+            [
+                f"{share:.1%} ({low:.1%} – {high:.1%})"
+                for share, (low, high) in zip(shares, between, strict=True)
+            ]
+        ]
         parts += [
             "## The verifier",
             f"The folder `verifier` holds a copy of the model that says how likely an answer is right. It "
-            f"chose among {report['verifier']['samples']} answers to each of {judged['problems']:,} held-out "
-            "problems; shares whose chosen answer is right:",
+            f"chose among {report['verifier']['samples']} answers (temperature 0.7) to each of {n:,} problems "
+            "of the test split, of the highest level; shares whose chosen answer is right, with 95% intervals:",
             _table(("without a choice", "majority", "weighted vote", "best score", "any is right"), rows),
         ]
     made = report.get("distill") or {}

@@ -44,9 +44,10 @@ from ayllu.train.schedule import lr_scale
 from ayllu.train.sft import SftSettings, pack_rows, read_given, save_into
 from ayllu.train.step import Batch
 
-CODE_VERSION = 2  # 2: batches don't prefer long solutions
+CODE_VERSION = 3  # 3: measured on the test split
 SOLUTIONS = ".solutions"  # working memory, as checkpoints are
 _PORTION = 64  # problems sampled together
+_MEASURED_AT = 0.7  # the temperature of the held-out problems' samples (Wang et al. 2022, section 3.1)
 _UNIFORM = 0.3  # largest share of problems whose solutions are all right or all wrong
 _UNDECIDED = Span(Kind.SAY, (0,), False)  # a place for the last token, which rows of a batch leave out
 
@@ -58,7 +59,7 @@ class VerifierSettings:
     problems: int = bounded(2000, 1, 10**7, "training problems")
     samples: int = bounded(8, 2, 1024, "solutions sampled of each")
     temperatures: tuple[float, ...] = free((0.7, 1.0, 1.3), "of the samples, in turn")
-    heldout: int = bounded(200, 1, 10**6, "further problems, on which it is measured")
+    heldout: int = bounded(200, 1, 10**6, "problems of the test split, on which it is measured")
     max_tokens: int = bounded(160, 16, 32768, "sampled tokens of a solution")
     steps: int = bounded(400, 1, 10**7, "updates")
     rows: int = bounded(16, 1, 4096, "rows of a batch")
@@ -103,14 +104,14 @@ class Solved:
 def verifier(context: StageContext, settings: VerifierSettings, practice: SftSettings) -> dict[str, Any]:
     """Sample solutions from the RL model, train its copy with a head on them; writes `model/`.
 
-    Result: `accuracy` of held-out solutions told right or wrong, and on the held-out problems what each way
-    of choosing one of the `samples` gets (`heldout`). TrainingStoppedError as `train_verifier`.
+    Result: `accuracy` of held-out solutions told right or wrong, and what each way of choosing one of the
+    `samples` gets (`heldout`): on problems that nobody has practised, of the test split and the highest
+    level, as in an examination. TrainingStoppedError as `train_verifier`.
     """
     tokenizer = Tokenizer.load(context.inputs["tokenizer"])
     chat = Chat(tokenizer)
     read_given(context, practice)
-    solved = sampled(context, settings, practice, chat)
-    trained, heldout = apart(solved, settings.problems)
+    trained, heldout = sampled(context, settings, practice, chat)
     made = Verifier(load_model(context.inputs["rl"] / "model", device=context.device))
     chosen = balanced(trained)
     fitting = that_fit(chosen, settings.length)
@@ -139,22 +140,38 @@ def verifier(context: StageContext, settings: VerifierSettings, practice: SftSet
 
 
 # ---- solutions
+@dataclass(frozen=True)
+class Portion:
+    """Problems that are sampled together."""
+
+    split: str
+    number: int
+    size: int
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return f"{self.split}-{self.number:06d}.json"
+
+
 def sampled(
     context: StageContext, settings: VerifierSettings, practice: SftSettings, chat: Chat
-) -> list[Solved]:
-    """Problems with their solutions, the held-out ones last. A portion on disk isn't sampled again."""
+) -> tuple[list[Solved], list[Solved]]:
+    """Problems with their solutions, to learn from and held out. A portion on disk isn't sampled again."""
     folder = make_folder(context.folder / SOLUTIONS)
-    wanted = settings.problems + settings.heldout
-    portions = -(-wanted // _PORTION)
-    found: dict[int, list[Any]] = {}
-    for number in range(portions):
-        path = folder / f"{number:06d}.json"
+    found: dict[Portion, list[Any]] = {}
+    for split, count in (("train", settings.problems), ("test", settings.heldout)):
+        for number, start in enumerate(range(0, count, _PORTION)):
+            found[Portion(split, number, min(_PORTION, count - start))] = []
+    for portion in found:
+        path = folder / portion.file
         try:
-            found[number] = read_json(path) if path.is_file() else []
+            found[portion] = read_json(path) if path.is_file() else []
         except BadFileError:
-            found[number] = []  # damaged: it is sampled again
-    if missing := [number for number, portion in found.items() if not portion]:
-        context.progress.start(portions, "portions of problems", portions - len(missing))
+            found[portion] = []  # damaged: it is sampled again
+    if missing := [portion for portion, rows in found.items() if not rows]:
+        done = len(found) - len(missing)
+        context.progress.start(len(found), "portions of problems", done)
         shares = problem_shares(settings.families, practice, "verifier")
         with (
             Engine(
@@ -162,34 +179,34 @@ def sampled(
             ) as engine,
             toolbox_for(shares) as toolbox,
         ):
-            for done, number in enumerate(missing):
-                size = min(_PORTION, wanted - number * _PORTION)
-                found[number] = _portion(engine, chat, settings, shares, toolbox, context.seed, number, size)
-                write_json(folder / f"{number:06d}.json", found[number])
-                context.progress.update(portions - len(missing) + done + 1)
-    return [_thaw(row) for portion in found.values() for row in portion]
+            for place, portion in enumerate(missing, 1):
+                found[portion] = _sample(engine, chat, settings, shares, toolbox, context.seed, portion)
+                write_json(folder / portion.file, found[portion])
+                context.progress.update(done + place)
+
+    def solved(split: str) -> list[Solved]:
+        return [_thaw(row) for portion, rows in found.items() if portion.split == split for row in rows]
+
+    return solved("train"), list({each.key: each for each in solved("test")}.values())
 
 
-def _portion(
+def _sample(
     engine: Engine,
     chat: Chat,
     settings: VerifierSettings,
     shares: dict[str, float],
     toolbox: Toolbox,
     seed: int,
-    number: int,
-    size: int,
+    portion: Portion,
 ) -> list[Any]:
-    """Sample `size` problems; a function of the seed, the portion's number and the model."""
-    rng = np.random.default_rng([seed, 9, number])
-    problems = draw_problems(rng, shares, size)
+    """Sample a portion's problems; a function of the seed, the portion and the model."""
+    rng = np.random.default_rng([seed, 9, *portion.split.encode(), portion.number])
+    problems = draw_problems(rng, shares, portion.size, portion.split)
     k = settings.samples
     every = [problem for problem in problems for _ in range(k)]
     base = SamplingParams(max_tokens=settings.max_tokens, seed=int(rng.integers(2**62)))
-    hot = [
-        replace(base, temperature=settings.temperatures[n % k % len(settings.temperatures)])
-        for n in range(len(every))
-    ]
+    heats = settings.temperatures if portion.split == "train" else (_MEASURED_AT,)
+    hot = [replace(base, temperature=heats[n % k % len(heats)]) for n in range(len(every))]
     answers = answer_problems(engine, chat, every, toolbox, hot)
     return [_freeze(chat, problem, answers[n * k : (n + 1) * k]) for n, problem in enumerate(problems)]
 
@@ -213,13 +230,6 @@ def _thaw(row: list[Any]) -> Solved:
         for spans, right, whole in rows
     )
     return Solved(key, solutions)
-
-
-def apart(solved: Sequence[Solved], problems: int) -> tuple[list[Solved], list[Solved]]:
-    """The first `problems`, and of the others those that are not among them."""
-    known = {each.key for each in solved[:problems]}
-    others = {each.key: each for each in solved[problems:] if each.key not in known}
-    return list(solved[:problems]), list(others.values())
 
 
 def balanced(solved: Sequence[Solved]) -> list[Solution]:

@@ -24,7 +24,7 @@ from ayllu.model.decoder import Decoder
 from ayllu.progress import Progress
 from ayllu.reason.loop import Answer
 from ayllu.reason.practice import TASKS, practice_texts, problem_shares
-from ayllu.reason.task import Piece, Problem, conversation
+from ayllu.reason.task import Piece, Problem, conversation, split_of
 from ayllu.reason.transcript import Chat, Kind
 from ayllu.reason.verify import (
     HEAD,
@@ -44,7 +44,6 @@ from ayllu.train.verifier import (
     Solution,
     Solved,
     VerifierSettings,
-    apart,
     batch_of,
     judged,
     that_fit,
@@ -204,12 +203,14 @@ class Solver:
     def __init__(self) -> None:
         self.asked, self.dies_at = 0, -1
         self.heat: list[float] = []
+        self.keys: list[str] = []
 
     def __call__(self, engine: Any, chat: Chat, problems: list[Problem], box: Any, params: Any) -> Any:
         self.asked += 1
         if self.asked == self.dies_at:
             raise KeyboardInterrupt
         self.heat += [each.temperature for each in params]
+        self.keys += [problem.key for problem in problems]
         return [
             Answer(
                 chat.add(chat.start(problem.prompt), Kind.SAY, str(n % 4), sampled=True),
@@ -233,7 +234,10 @@ def test_a_killed_stage_samples_only_what_is_missing_and_ends_the_same(
 ) -> None:
     whole = context(tmp_path / "whole", inputs)
     result = module.verifier(whole, SETTINGS, PRACTICE)
-    assert solver.asked == 2 and set(solver.heat) == {0.7, 1.0, 1.3} and len(solver.heat) == 320
+    assert solver.asked == 2 and set(solver.heat[:240]) == {0.7, 1.0, 1.3} and len(solver.heat) == 320
+    assert set(solver.heat[240:]) == {0.7}, "the held-out ones as in use"
+    splits = [split_of(key) for key in solver.keys]
+    assert set(splits[:240]) == {"train"} and set(splits[240:]) == {"test"}
     assert result["right"] == 40 and result["solutions"] == 4 * (40 + int(40 * 0.3 / 0.7))
     assert len(rows_of(whole)) == 3
     broken = context(tmp_path / "broken", inputs)
@@ -276,9 +280,7 @@ def test_the_ways_of_choosing_are_counted_on_problems_that_were_not_trained_on()
     solved = [
         Solved("a", (said("1", False), said("1.0", False), said("2", True))),
         Solved("b", (said("5", True), said("5", True), said("7", False, whole=False))),
-        Solved("a", (said("1", False), said("2", True))),
     ]
-    assert apart(solved, 1) == (solved[:1], solved[1:2])
 
     class Knows(Verifier):
         def score(self, transcripts: Any) -> list[float]:
