@@ -30,7 +30,7 @@ from ayllu.files import (
     write_json,
     write_text,
 )
-from ayllu.report.card import model_card
+from ayllu.report.card import is_public, model_card
 from ayllu.report.summary import STAGES, read_stages, summarise
 from ayllu.stage import StageContext, free
 
@@ -87,7 +87,8 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
     write_json(folder / "report.json", report)
     write_text(folder / "README.md", model_card(str(title), report, data))
     _copy(_need(context.inputs["text"] / "ATTRIBUTION.md"), folder / "ATTRIBUTION.md")
-    _copy(LICENCE, folder / "LICENSE")
+    if is_public(report):
+        _copy(LICENCE, folder / "LICENSE")
     context.progress.update(2, "described")
 
     inventory = _inventory(folder)

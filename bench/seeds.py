@@ -2,8 +2,8 @@
 
 From the runs' own reports (a run's folder, or its report.json alone): right answers before and after RL, in
 per cent, for every run, their mean, and the 95 % interval of the mean from its spread between the runs
-(Student's t). Runs of other recipes are refused: such figures don't belong into one mean. Times stand with
-their machines, which may differ.
+(Student's t). Runs of other recipes or other versions of the code are refused: such figures don't belong into
+one mean. Times stand with their machines, which may differ.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ def comparable(reports: list[dict[str, Any]]) -> None:
     )
     if any(other != first for other in others):
         raise UsageError("the runs differ in their recipe")
+    if not all(report.get("code") for report in reports):
+        raise UsageError(
+            "a report doesn't say by which versions of the code it was made",
+            fix="ayllu report RUN writes it anew",
+        )
+    if any(report["code"] != reports[0]["code"] for report in reports):
+        raise UsageError("the runs were made by different versions of the code")
 
 
 def lines(reports: list[dict[str, Any]]) -> list[str]:
@@ -75,6 +82,8 @@ def main() -> None:
     wish = parser.parse_args()
     try:
         reports = [read_json(run / "report.json" if run.is_dir() else run) for run in wish.runs]
+        if not all(isinstance(report, dict) and "finished" in report for report in reports):
+            raise UsageError("a file is no report of a run", fix="name run folders, or their report.json")
         comparable(reports)
     except (AylluError, OSError) as error:
         sys.exit(f"seeds.py: {error}")

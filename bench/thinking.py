@@ -3,22 +3,27 @@
 Each budget is a bound that the engine holds (engine/budget.py): at the bound the thinking is ended and the
 model must answer with what it has. With --told the system turn says the number as well, as practice with
 `sft.budgets` teaches it. For each family and budget: strict accuracy with its 95 % Wilson interval and the
-mean of the tokens thought. A curve counts as rising when the largest budget lies above the smallest and
-none below a smaller one, by more than the two intervals allow. A turn with calls may think on after each
-result, within what is left of its budget; the two tokens that mark a thought are thought beside it.
+mean of the tokens thought. The problems are the same under all budgets, so that pairs of budgets are compared
+by the problems on which they differ (McNemar's exact test at 5 % over all pairs, after Bonferroni). A curve
+counts as rising when the largest budget is better than the smallest and none is worse than a smaller one. A
+turn with calls may think on after each result, within what is left of its budget; the two tokens that mark a
+thought are thought beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ayllu.engine.engine import Engine
 from ayllu.engine.request import SamplingParams, ThinkingBudget
-from ayllu.errors import AylluError
+from ayllu.errors import AylluError, RequestError
+from ayllu.evals.metrics import mcnemar
 from ayllu.evals.runner import score
 from ayllu.reason.practice import EXAMS, budget_words, check_families, toolbox_for
 from ayllu.reason.rollout import answer_problems
@@ -39,14 +44,22 @@ def measure(
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=seed, thinking=thinking)
     with toolbox_for([task.family]) as box:
         answers = answer_problems(engine, chat, problems, box, params, system=system, constrain=True)
-    return {"budget": budget, **score(chat, task, problems, answers).to_dict()}
+    found = score(chat, task, problems, answers)
+    return {"budget": budget, **found.to_dict(), "rights": list(found.rights)}
 
 
-def rises(points: list[dict[str, Any]]) -> bool:
-    """Whether the largest budget is better than the smallest, and none worse than a smaller one, each by more
-    than both intervals."""
-    falls = any(b["high"] < a["low"] for i, a in enumerate(points) for b in points[i + 1 :])
-    return points[-1]["low"] > points[0]["high"] and not falls
+def rises(points: Sequence[Sequence[bool]]) -> bool:
+    """Whether the largest budget is better than the smallest, and none worse than a smaller one, by the
+    verdicts on the same problems."""
+    pairs = list(itertools.combinations(points, 2))
+
+    def better(one: Sequence[bool], other: Sequence[bool]) -> bool:
+        gained = sum(a and not b for a, b in zip(one, other, strict=True))
+        lost = sum(b and not a for a, b in zip(one, other, strict=True))
+        return gained > lost and mcnemar(gained, lost) < 0.05 / len(pairs)
+
+    falls = any(better(smaller, larger) for smaller, larger in pairs)
+    return bool(pairs) and better(points[-1], points[0]) and not falls
 
 
 def main() -> None:
@@ -73,11 +86,16 @@ def print_curves(wish: argparse.Namespace) -> None:
     """Measure all curves and print them."""
     curves: dict[str, Any] = {}
     with Engine(wish.model) as engine:
-        chat = Chat(Tokenizer.load(wish.model))
+        tokenizer = Tokenizer.load(wish.model)
+        if not tokenizer.native:
+            raise RequestError(
+                f"{wish.model} doesn't think in our form", fix="ayllu eval --thinking-budget does it"
+            )
+        chat = Chat(tokenizer)
         for family in wish.families:
             options = {"n": wish.n, "told": wish.told, "max_tokens": wish.max_tokens, "seed": wish.seed}
             points = [measure(engine, chat, EXAMS[family], b, **options) for b in sorted(wish.budgets)]
-            curves[family] = {"points": points, "rises": rises(points)}
+            curves[family] = {"points": points, "rises": rises([point["rights"] for point in points])}
             if wish.json:
                 continue
             print(f"{family}: {'rises' if curves[family]['rises'] else 'does NOT rise'}")

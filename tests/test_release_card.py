@@ -78,6 +78,7 @@ def test_what_is_private_is_not_called_public_or_free() -> None:
     assert "trained from scratch on public text" in public and "free to use" in public
     private = card_of([row("en", 2, "CC0-1.0"), row("en", 1, "private")], {})
     assert "public text with" not in private and "free to use" not in private and "`private`" in private
+    assert "license: other\nlicense_name: private" in private and "apache" not in private.lower()
 
 
 def test_a_language_without_a_document_is_not_named() -> None:

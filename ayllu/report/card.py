@@ -48,7 +48,9 @@ def _head(report: dict[str, Any]) -> str:
     if languages:
         lines += ["language:", *(f"- {json.dumps(code)}" for code in languages)]
     tags = ("ayllu", "reasoning", "tool-use", "small-language-model", "trained-from-scratch")
-    lines += ["license: apache-2.0", "library_name: transformers", "pipeline_tag: text-generation", "tags:"]
+    # Hubs show this line; whose own text is in it, only its maker can say what others may do.
+    licence = ["license: apache-2.0"] if is_public(report) else ["license: other", "license_name: private"]
+    lines += [*licence, "library_name: transformers", "pipeline_tag: text-generation", "tags:"]
     return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---"])
 
 
@@ -152,8 +154,9 @@ def _beside(report: dict[str, Any]) -> str:
         parts += [
             "## The verifier",
             f"The folder `verifier` holds a copy of the model that says how likely an answer is right. It "
-            f"chose among {report['verifier']['samples']} answers (temperature 0.7) to each of {n:,} problems "
-            "of the test split, of the highest level; shares whose chosen answer is right, with 95% intervals:",
+            f"chose among {report['verifier']['samples']} answers (temperature 0.7) to each of {n:,} "
+            "problems of the test split, of the highest level; shares whose chosen answer is right, with 95% "
+            "intervals:",
             _table(("without a choice", "majority", "weighted vote", "best score", "any is right"), rows),
         ]
     made = report.get("distill") or {}
@@ -253,7 +256,13 @@ def _making(report: dict[str, Any]) -> str:
     words += [
         f"{machine[key]} {unit}" for key, unit in (("threads", "threads"), ("gpu", "")) if machine.get(key)
     ]
-    others = [m["chip"] for m in report.get("machines", []) if m.get("chip") and m != machine]
+    others = [
+        m["chip"]
+        if m["chip"] != machine.get("chip")
+        else f"{m['chip']} ({', '.join(m.get('features') or [])})"
+        for m in report.get("machines", [])
+        if m.get("chip") and m != machine
+    ]
     words += [f"in part on {', '.join(others)}"] if others else []
     lines.append(f"Made on {_inline(', '.join(words).strip())}, with seed {report['seed']}.")
     pre = report.get("pretrain", {})
@@ -292,7 +301,13 @@ somebody types into a message, a plain `tokenizer(text)` does not.{limit}
 
 ## Licence
 
-Apache-2.0, see `LICENSE`."""
+{_licence(report)}"""
+
+
+def _licence(report: dict[str, Any]) -> str:
+    if is_public(report):
+        return "Apache-2.0, see `LICENSE`."
+    return "None is given: some of the text is its maker's own (`private`)."
 
 
 def _mixture(report: dict[str, Any]) -> list[dict[str, Any]]:

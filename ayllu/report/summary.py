@@ -31,7 +31,10 @@ def summarise(
 
         threads = recipe.get("threads")
         machine = made_on[-1] if made_on else describe(threads if isinstance(threads, int) else 0)
-    kinds = list({(m.get("chip"), m.get("gpu")): m for m in made_on}.values())
+    # Chips of one trade name may compute with other instructions; an update of the system is the same
+    # machine.
+    kinds = list({plain_key(m): m for m in made_on}.values())
+    code = {name: versions for name in done if (versions := _versions(stages[name]))}
     results = {name: stages[name].get("result") or {} for name in done}
     times = {
         name: {key: stages[name][key] for key in ("seconds", "peak_memory_mb") if key in stages[name]}
@@ -47,6 +50,7 @@ def summarise(
         "weights_sha256": weights_sha256(results),
         "machine": machine,
         **({"machines": kinds} if len(kinds) > 1 else {}),
+        "code": code,
         "stages": times,
         "evals": evals_of(results.get("eval", {})),
         "samples": samples_of(results.get("eval", {})),
@@ -54,6 +58,19 @@ def summarise(
     report |= {name: result for name, result in results.items() if name != "eval"}
     report["recipe"] = recipe
     return plain(report)
+
+
+def plain_key(machine: dict[str, Any]) -> str:
+    """What tells machines apart, as text."""
+    changing = ("system", "python", "torch")
+    return json.dumps({k: v for k, v in machine.items() if k not in changing}, sort_keys=True, default=str)
+
+
+def _versions(stage: dict[str, Any]) -> dict[str, int]:
+    """The CODE_VERSION of each function that made a stage's result, from its stage.json."""
+    basis = stage.get("basis")
+    code = basis.get("code") if isinstance(basis, dict) else None
+    return {k: v for k, v in code.items() if type(v) is int} if isinstance(code, dict) else {}
 
 
 def in_order() -> list[str]:

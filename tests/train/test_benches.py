@@ -34,18 +34,19 @@ def test_rates_are_medians() -> None:
 
 
 @pytest.mark.parametrize(
-    ("intervals", "wanted"),
+    ("rights", "wanted"),
     [
-        ([(0.1, 0.2), (0.3, 0.4), (0.35, 0.5)], True),
-        ([(0.1, 0.2), (0.3, 0.4), (0.25, 0.35)], True),  # lower, but within the intervals
-        ([(0.1, 0.2), (0.5, 0.6), (0.3, 0.4)], False),
-        ([(0.0, 0.3), (0.0, 0.3), (0.1, 0.4)], False),  # nothing that could be told from chance
+        ([range(60), range(120), range(150)], True),
+        ([range(60), range(120), range(5, 120)], True),  # lower, but by what chance may do
+        # Lost 20 and gained 2 of the same problems: two intervals would overlap, a paired test sees it.
+        ([range(60), range(96), [*range(20, 96), 100, 101]], False),
+        ([range(60), range(60), range(63)], False),  # nothing that could be told from chance
+        ([range(60)], False),
     ],
 )
-def test_a_curve_rises_and_falls_only_beyond_both_intervals(
-    intervals: list[tuple[float, float]], wanted: bool
-) -> None:
-    assert thinking.rises([{"low": low, "high": high} for low, high in intervals]) is wanted
+def test_a_curve_rises_and_falls_by_what_pairs_of_verdicts_say(rights: list[Any], wanted: bool) -> None:
+    points = [[number in set(these) for number in range(300)] for these in rights]
+    assert thinking.rises(points) is wanted
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -65,6 +66,7 @@ def report(number: int, right: float, **more: Any) -> dict[str, Any]:
     part = {"accuracy": right, "calls": 4, "valid_calls": 3}
     return {
         "finished": True, "seed": number, "recipe": {"seed": number, "name": "one"},
+        "code": {"sft": {"ayllu.train.sft:sft": 17}},
         "machine": {"chip": f"chip {number}", "threads": 2, "features": ["avx2", "fma"]},
         "evals": {"lists": {"sft": part, "rl": part}}, "wall_seconds": 61.0,
     } | more  # fmt: skip
@@ -80,7 +82,13 @@ def test_seeds_side_by_side() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"seed": 1}, {"finished": False}, {"recipe": {"seed": 2, "name": "two"}}],
+    [
+        {"seed": 1},
+        {"finished": False},
+        {"recipe": {"seed": 2, "name": "two"}},
+        {"code": {}},
+        {"code": {"sft": {"ayllu.train.sft:sft": 16}}},
+    ],
 )
 def test_other_runs_are_refused(other: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
@@ -98,6 +106,8 @@ def test_seeds_reads_folders_and_files(
     monkeypatch.setattr(sys, "argv", ["seeds.py", str(tmp_path / "one"), str(tmp_path / "two.json")])
     seeds.main()
     assert "| lists | 50.0 70.0 | 60.0 ± 127.1 |" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["seeds.py", str(tmp_path / "one"), str(tmp_path / "three.json")])
-    with pytest.raises(SystemExit, match=r"seeds\.py: "):
-        seeds.main()
+    write_json(tmp_path / "results.json", {"kind": "ayllu eval"})
+    for other in ("three.json", "results.json"):
+        monkeypatch.setattr(sys, "argv", ["seeds.py", str(tmp_path / "one"), str(tmp_path / other)])
+        with pytest.raises(SystemExit, match=r"seeds\.py: "):
+            seeds.main()
