@@ -80,7 +80,8 @@ def bench(
     began = time.perf_counter()
     packed, executor = _opened(model, preset, weights, cache)
     opened = time.perf_counter() - began
-    longest = prompt_tokens if mode == "prefill" else context + tokens + 1
+    # Through the engine a text begins with one token.
+    longest = prompt_tokens if mode == "prefill" else tokens + 1 + (0 if through_engine else context)
     many = sequences if mode == "batch" else 1
     if longest > packed.config.context:
         raise UsageError(
@@ -90,7 +91,7 @@ def bench(
     work = workload(mode, executor, packed.config, many, prompt_tokens, context, tokens)
     if through_engine:
         work = _through_engine(executor, packed.config, mode, many, prompt_tokens, tokens)
-    # Through the engine a text begins with one token, and half of what is written stands before a token.
+    # Half of what is written stands before a token.
     behind = (1 + tokens) / 2 if through_engine else context
     step_bytes = read_bytes(packed, many) + many * behind * executor.block_bytes / _BLOCK
     for _ in range(_WARM_UP if mode == "decode" else 1):

@@ -4,10 +4,12 @@
     python bench/against_trl.py --trl FOLDER --model MODEL     # with a model that Ayllu trained
 
 Both sides load one small Llama, answer the same Countdown problems in groups of eight at temperature 1 with
-the same limit, earn the same reward, and make one update from it. Sides take turns, each in a process of its
-own with the same number of threads; medians are compared. Without --model the weights are random and hardly
-ever end an answer, so that all are equally long; those of a trained model end where they end, as in real
-training. Tokens are counted, not assumed. Two rates: of sampling alone, and of a whole step with its update.
+the same limit, earn the same reward, and make one update from it. Sides take turns, each in a process of
+its own with the same number of threads; medians are compared. Without --model the weights are random and
+hardly ever end an answer, so that all are equally long; those of a trained model end where they end, as in
+real training. Tokens are counted, not assumed. Two rates: of sampling alone, and of a whole step with its
+update. trl computes in bfloat16 only where the machine has such products (its default would take them
+everywhere), and keeps activations instead of computing them twice, as we do: what is faster for it here.
 
 trl generates with transformers (its way on a machine without vLLM). It isn't among our dependencies, and
 needs no other torch: install it with --no-deps beside what it lacks (accelerate, datasets and theirs).
@@ -16,6 +18,7 @@ needs no other torch: install it with --no-deps beside what it lacks (accelerate
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -25,6 +28,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +108,8 @@ def theirs(folder: Path, prompts: int, max_tokens: int, steps: int) -> list[dict
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
+    from ayllu import machine
+
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     generate, found = model.generate, list[dict[str, float]]()
@@ -139,6 +145,8 @@ def theirs(folder: Path, prompts: int, max_tokens: int, steps: int) -> list[dict
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
+        bf16=machine.product_type() == "bfloat16",
+        gradient_checkpointing=False,
         shuffle_dataset=False,  # each step has these very problems, each once
     )
     texts = [[{"role": "user", "content": p.prompt}] for p in problems(prompts)] * (steps + 1)
@@ -164,6 +172,19 @@ def rates(rows: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
+def versions() -> dict[str, str]:
+    """Of what a side runs on."""
+    found = {}
+    for name in ("torch", "transformers", "trl", "accelerate"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _named(made_by: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in made_by.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trl", type=Path, help="folder with trl and what it lacks here")
@@ -179,12 +200,15 @@ def main() -> None:
     parser.add_argument("--side", choices=("ours", "trl"), help="one side in this process (used inside)")
     parser.add_argument("--folder", type=Path, help="the model's folder (used inside)")
     wish = parser.parse_args()
+    from ayllu import machine
+
     if wish.side:
         import torch
 
         torch.set_num_threads(wish.threads)
         side = ours if wish.side == "ours" else theirs
-        print(json.dumps(side(wish.folder, wish.prompts, wish.max_tokens, wish.steps)))
+        found = side(wish.folder, wish.prompts, wish.max_tokens, wish.steps)
+        print(json.dumps({"rows": found, "versions": versions()}))
         return
     with tempfile.TemporaryDirectory() as home:
         if wish.model:
@@ -192,6 +216,7 @@ def main() -> None:
         else:
             write_model(Path(home), wish.width, wish.layers)
         rows: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
+        made_by: dict[str, dict[str, str]] = {}
         for _ in range(wish.turns):
             for side, found in rows.items():
                 paths = [str(wish.trl)] if wish.trl and side == "trl" else []
@@ -205,12 +230,17 @@ def main() -> None:
                 for name in ("prompts", "max_tokens", "steps", "threads"):
                     words += [f"--{name.replace('_', '-')}", str(getattr(wish, name))]
                 done = subprocess.run(words, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-                found += json.loads(done.stdout.splitlines()[-1])
+                said = json.loads(done.stdout.splitlines()[-1])
+                found += said["rows"]
+                made_by[side] = said["versions"]
     result = {side: rates(found) for side, found in rows.items()}
     times = {name: result["ours"][name] / result["trl"][name] for name in ("sampling", "step")}
     if wish.json:
-        print(json.dumps({**result, "times": times, "rows": rows}))
+        about = {"machine": machine.describe(wish.threads), "versions": made_by}
+        print(json.dumps({**result, "times": times, "rows": rows, **about}))
         return
+    features = ", ".join(machine.cpu_features())
+    print(f"{machine.chip_name()} ({features}), {wish.threads} threads; trl's side: {_named(made_by['trl'])}")
     print(f"{'':<6}{'sampled tokens/s':>18}{'of whole steps':>16}{'tokens a step':>15}")
     for side, row in result.items():
         print(f"{side:<6}{row['sampling']:>18,.0f}{row['step']:>16,.0f}{row['tokens']:>15,.0f}")

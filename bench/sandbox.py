@@ -50,7 +50,7 @@ def main() -> None:
     bare = [python, "-I", "-S", "-c", "print(1)"]
     found: dict[str, object] = {"cold_ms": milliseconds(cold, max(5, options.calls // 10))}
     found["bare_ms"] = milliseconds(
-        lambda: subprocess.run(bare, capture_output=True, check=True), options.calls // 10
+        lambda: subprocess.run(bare, capture_output=True, check=True), max(5, options.calls // 10)
     )
     with Sandbox() as sandbox:
         sandbox.run("1")

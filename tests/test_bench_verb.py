@@ -68,6 +68,27 @@ def test_a_random_preset_is_measured(tiny, capsys, mode, engine):
     assert bench.page(said)
 
 
+def test_through_the_engine_a_text_begins_with_one_token(tiny, capsys):
+    """So that the default of --context doesn't count against a short model."""
+    words = [
+        "bench",
+        "decode",
+        "--preset",
+        "tiny",
+        "--random",
+        "--tokens",
+        "5",
+        "--runs",
+        "1",
+        "--context",
+        "100000",
+    ]
+    assert said_by(capsys, *words, "--threads", "1", "--engine")["tokens_per_second"]["median"] > 0
+    with pytest.raises(SystemExit) as done:
+        cli.main([*words, "--threads", "1"])
+    assert done.value.code == 2 and "more than the model's context" in capsys.readouterr().err
+
+
 def test_what_a_decode_step_reads():
     dense = Decoder(ModelConfig(64, 160, (dense_layer(4, 2, 16, 96),) * 2, 64, tied=False)).initialise(0)
     packed = pack_model(dense, "bfloat16")
