@@ -284,6 +284,12 @@ def _keyable(raw: Any) -> Any:
 
 
 # ---- fingerprints
+def _idle(name: str, plan: Plan) -> bool:
+    """Whether a given value touches no result: threads, where a GPU computes (a run may go on beside another
+    number of cores)."""
+    return name == "threads" and plan.given.get("device", "cpu") != "cpu"
+
+
 def basis(
     stage: Stage, plan: Plan, fingerprints: Mapping[str, str], inputs: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -294,7 +300,7 @@ def basis(
             tables[extra.table] = plan.recipe.get(extra.table, {})
     return {
         "settings": tables,
-        "given": {name: plan.given[name] for name in stage.reads},
+        "given": {name: plan.given[name] for name in stage.reads if not _idle(name, plan)},
         "code": plan.code.get(stage.name, {}),
         "files": dict(inputs),
         "needs": {name: fingerprints[name] for name in stage.needs},

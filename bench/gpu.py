@@ -5,7 +5,8 @@
     TRITON_INTERPRET=1 python bench/gpu.py --out /tmp/x --tiny     a dry run on a CPU, of tiny models
 
 Parts: `correct` (the kernels beside torch operations on the same weights, every kind of them, several
-numbers of sequences; where it fails nothing else is run), `tests` (tests/engine/test_cuda.py), `kernels`
+numbers of sequences, some beside a prompt; on a GPU graphs must have been recorded; where it fails nothing
+else is run), `tests` (tests/engine/test_cuda.py and test_cuda_kernels.py, whose failure is told), `kernels`
 (each product alone), `decode` (one text, Llama 3.1 8B shape, random weights made on the device), `batch`
 (nano-vllm's benchmark: Qwen3 0.6B shape, 256 requests, prompts and answers of 100 to 1,024 tokens), `train`
 (forward and backward of the Llama 3.2 1B shape beside transformers, in turns), `parity` (the table of
@@ -49,6 +50,7 @@ from ayllu.train.step import backward
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ("bfloat16", "fp8", "int8", "int4")
+GPU_TESTS = ("test_cuda", "test_cuda_kernels")
 # GB/s of memory as the maker gives them; the measured roof stands beside.
 SPEC = {"H200": 4800, "H100": 3350, "A100": 2039, "B200": 8000}
 TINY = ModelConfig(64, 200, (dense_layer(4, 2, 16, 96),) * 2, 256)
@@ -129,7 +131,7 @@ def correct(wish: argparse.Namespace) -> dict[str, Any]:
     """Largest difference of a logit, over the largest logit, of the kernels and of torch operations on the
     same weights; in float32 the latter are the torch executor."""
     limits = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.05, "fp8": 0.05, "int4": 0.05}
-    rows, counts = [], (1, 3) if wish.tiny else (1, 2, 5, 16, 40, 200)
+    rows, faults, counts = [], list[str](), (1, 3) if wish.tiny else (1, 2, 5, 16, 40, 200)
     for name in ("qwen3-0.6b",) if wish.tiny else ("qwen3-0.6b", "llama-3.2-1b", "qwen3-30b-a3b"):
         config = config_of(name, wish, layers=2)
         model = random_model(config, wish.device, torch.float32)
@@ -150,15 +152,25 @@ def correct(wish: argparse.Namespace) -> dict[str, Any]:
                     executor.step(Batch(prompt_T[:n], order_T, at_T, tables_SW, order_T[-1:]))
                 order = np.arange(count, dtype=np.int32)
                 batch = Batch(np.full(count, 5, np.int32), lengths, order, tables_SW, order)
-                executor.without_kernels = "torch operations, to compare with"
-                want_SV = executor.step(batch)
-                executor.without_kernels = kernels_missing
-                got_SV = executor.step(batch)
-                assert torch.equal(got_SV, executor.step(batch)), "the same step twice, and other numbers"
-                assert not executor.without_kernels, executor.without_kernels
-                difference = float((got_SV - want_SV).abs().max() / want_SV.abs().max())
-                rows.append({"model": name, "weights": weights, "sequences": count, "relative": difference})
-                print(f"  {name:14} {weights:9} {count:4} sequences  {difference:.6f}", flush=True)
+                steps = {"alone": batch}
+                if count > 1:  # the last text is read again, beside the others' single tokens
+                    steps["beside a prompt"] = beside_a_prompt(batch, prompt_T, int(lengths[-1]))
+                for kind, one in steps.items():
+                    executor.without_kernels = "torch operations, to compare with"
+                    want_SV = executor.step(one)
+                    executor.without_kernels = kernels_missing
+                    got_SV = executor.step(one)
+                    where = f"{name}, {weights}, {count} sequences {kind}"
+                    if not torch.equal(got_SV, executor.step(one)):
+                        faults.append(f"{where}: the same step twice gives other numbers")
+                    if executor.without_kernels:
+                        faults.append(f"{where}: {executor.without_kernels}")
+                    relative = float((got_SV - want_SV).abs().max() / want_SV.abs().max())
+                    row = {"model": name, "weights": weights, "sequences": count, "step": kind}
+                    rows.append({**row, "relative": relative})
+                    print(f"  {name:14} {weights:9} {count:4} sequences {kind:16} {relative:.6f}", flush=True)
+            if wish.device.startswith("cuda") and not (executor.graphs.usable and executor.graphs._recorded):
+                faults.append(f"{name}, {weights}: no CUDA graph was recorded")
             del executor
             free()
         del model
@@ -166,12 +178,25 @@ def correct(wish: argparse.Namespace) -> dict[str, Any]:
     # Experts of a rounded model may be others where the router is nearly undecided.
     wrong = [r for r in rows if not r["relative"] <= limits[r["weights"]]]
     wrong = [r for r in wrong if r["model"] != "qwen3-30b-a3b" or r["weights"] == "float32"]
-    return {"ok": not wrong, "limits": limits, "wrong": wrong, "rows": rows}
+    return {"ok": not wrong and not faults, "limits": limits, "faults": faults, "wrong": wrong, "rows": rows}
+
+
+def beside_a_prompt(batch: Batch, prompt_T: np.ndarray, length: int) -> Batch:
+    """The step with the last text's `length` tokens in place of its next one."""
+    count = len(batch.tokens_T)
+    order_T, at_T = np.arange(length, dtype=np.int32), np.full(length, count - 1, np.int32)
+    return Batch(
+        np.r_[batch.tokens_T[:-1], prompt_T[:length]],
+        np.r_[batch.positions_T[:-1], order_T],
+        np.r_[batch.sequence_T[:-1], at_T],
+        batch.tables_SW,
+        np.r_[np.arange(count - 1, dtype=np.int32), np.int32(count + length - 2)],
+    )
 
 
 def tests(wish: argparse.Namespace) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/engine/test_cuda.py", "-q", "-rs"],
+        [sys.executable, "-m", "pytest", *(f"tests/engine/{name}.py" for name in GPU_TESTS), "-q", "-rs"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -264,7 +289,9 @@ def decode(wish: argparse.Namespace) -> dict[str, Any]:
             "executor": executor.name,
             "graphs": executor.graphs.usable,
         }
-        if executor.graphs.usable:  # the graph alone, without what the host does
+        if (
+            executor.graphs.usable and 1 in executor.graphs._recorded
+        ):  # the graph alone, without what the host does
             graph = executor.graphs._recorded[1].graph
             alone = seconds_of(graph.replay, wish.device, 5)
             found[weights]["graph_tokens_per_second"] = 1 / alone
@@ -382,7 +409,7 @@ def main() -> None:
         found |= {"seconds": time.perf_counter() - began, "torch": torch.__version__, "tiny": wish.tiny}
         write_json(wish.out / f"{name}.json", found)
         if name == "correct" and not found["ok"]:
-            sys.exit(f"the cuda executor is wrong: {found['wrong']}")
+            sys.exit(f"the cuda executor is wrong: {found['faults'] or found['wrong']}")
         free()
 
 

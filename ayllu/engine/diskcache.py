@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ayllu.errors import AylluError, AylluWarning, InputNotFoundError, RefusedError
+from ayllu.errors import AylluWarning, InputNotFoundError, RefusedError
 from ayllu.files import typed_os_errors
 
 _MAGIC = b"AYLLUKV1"
@@ -120,8 +120,9 @@ class DiskCache:
         while (job := self._queue.get()) is not None:
             try:
                 self._write(*job)
-            except (OSError, AylluError) as error:  # full, read-only: the cache is a help, not a need
-                text = str(error).splitlines()[0]
+            # Full, read-only, no memory: the cache is a help, not a need, and whoever closes waits for this.
+            except Exception as error:
+                text = next(iter(str(error).splitlines()), type(error).__name__)
                 warnings.warn(f"a block of the cache was not written: {text}", AylluWarning, 2)
             finally:
                 with self._lock:
@@ -155,9 +156,11 @@ class DiskCache:
             self.bytes += size
 
     def _make_room(self, size: int) -> None:
-        while self._files and self.bytes + size > self.limit:
-            with self._lock:
-                oldest = next(iter(self._files))
+        while True:
+            with self._lock:  # who reads may drop a damaged one meanwhile
+                oldest = next(iter(self._files), None) if self.bytes + size > self.limit else None
+            if oldest is None:
+                return
             self._drop(oldest)
 
     def _drop(self, path: Path) -> None:

@@ -31,7 +31,7 @@ def check_device(device: str) -> None:
 def free_bytes(device: str) -> int:
     """Memory that can be taken without pushing others out."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info()[0]
+        return torch.cuda.mem_get_info(torch.device(device))[0]
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -64,7 +64,7 @@ def _place(
             sin_D = tl.load(sine + s * ROTARY + d, mask=turned, other=0.0)
             x_D = x_D * cos_D + sign * other_D * sin_D
     position = tl.load(plan + s * stride + 1)
-    there = inside & (position >= 0)
+    there = d < tl.where(position >= 0, D, 0)
     from_zero = tl.maximum(position, 0)
     block = tl.load(plan + s * stride + 2 + from_zero // BLOCK).to(tl.int64)
     slot = (block * BLOCK + from_zero % BLOCK) * G

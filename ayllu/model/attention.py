@@ -172,6 +172,12 @@ def scaled_attention(
 
     `softcap` bounds the scores before the mask (Gemma 2, 2408.00118, section 2)."""
     q_BHTD, k_BGSD, v_BGSE = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGE))
+    group = q_BHTD.shape[1] // k_BGSD.shape[1]
+    if q_BTHD.is_cuda and mask_B1TS is not None and group > 1:
+        # On a GPU only torch's way in float32 takes a mask and grouped heads, and keeps T x T scores for the
+        # gradient; with as many keys as queries one that works in tiles takes the mask.
+        k_BGSD, v_BGSE = k_BGSD.repeat_interleave(group, 1), v_BGSE.repeat_interleave(group, 1)
+        group = 1
     if softcap is None:
         y_BHTE = F.scaled_dot_product_attention(
             q_BHTD,
@@ -180,10 +186,9 @@ def scaled_attention(
             attn_mask=mask_B1TS,
             is_causal=mask_B1TS is None,
             scale=scale,
-            enable_gqa=q_BHTD.shape[1] != k_BGSD.shape[1],
+            enable_gqa=group > 1,
         )
         return y_BHTE.transpose(1, 2)
-    group = q_BHTD.shape[1] // k_BGSD.shape[1]
     k_BHSD, v_BHSE = k_BGSD.repeat_interleave(group, 1), v_BGSE.repeat_interleave(group, 1)
     scores_BHTS = softcap * torch.tanh(q_BHTD @ k_BHSD.transpose(2, 3) * scale / softcap)
     if mask_B1TS is None:

@@ -105,7 +105,17 @@ class Decoder(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """States (..., C) -> logits (..., V)."""
-        logits = F.linear(states, self.head_weight.to(states.dtype))
+        return self._capped(F.linear(states, self.head_weight.to(states.dtype)))
+
+    def exact_logits(self, states_NC: Tensor) -> Tensor:
+        """States -> logits_NV in float32, as the sums are kept on a GPU: a logit of 16 in bfloat16 is known
+        to an eighth. Elsewhere `logits`."""
+        if states_NC.is_cuda and states_NC.dtype == torch.bfloat16:
+            head_VC = self.head_weight.to(states_NC.dtype)
+            return self._capped(torch.mm(states_NC, head_VC.T, out_dtype=torch.float32))
+        return self.logits(states_NC).float()
+
+    def _capped(self, logits: Tensor) -> Tensor:
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

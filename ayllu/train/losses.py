@@ -36,7 +36,7 @@ class _FusedHeadLoss(torch.autograd.Function):
     def forward(ctx: Any, states_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor) -> Any:
         head = head_VC.to(states_NC.dtype)
         d_states = torch.empty_like(states_NC)
-        d_head = torch.empty_like(head_VC)
+        d_head = torch.empty_like(head_VC) if len(states_NC) else torch.zeros_like(head_VC)
         losses, entropies = [], []
         rows = _ROWS[head.dtype]
         for first in range(0, states_NC.shape[0], rows):
@@ -54,9 +54,9 @@ class _FusedHeadLoss(torch.autograd.Function):
                 d_head += gradient_VC
             else:
                 d_head.copy_(gradient_VC)
-        loss_N = torch.cat(losses)
+        loss_N = torch.cat(losses) if losses else weights_N.new_zeros(0)
         ctx.save_for_backward(d_states, d_head)
-        entropy_N = torch.cat(entropies)
+        entropy_N = torch.cat(entropies) if entropies else weights_N.new_zeros(0)
         ctx.mark_non_differentiable(loss_N, entropy_N)
         return (loss_N * weights_N).sum(), loss_N, entropy_N
 

@@ -150,7 +150,7 @@ class Updates:
 
     def seconds(self, useful: list[Group]) -> float:
         """How long forward and backward of these groups take; the weights stay as they are."""
-        batches = policy_batches(useful, self.settings, self.device)
+        batches = [b for b in policy_batches(useful, self.settings, self.device) if b.weights_BT.any()]
         began = time.monotonic()
         for batch in batches:
             backward(self.model, batch, self.dtype, exact_logits=True)

@@ -1,6 +1,10 @@
 """The cuda executor against the torch decoder. Without a GPU its kernels run in Triton's interpreter, on the
 CPU and in full; what only a GPU has, graphs, is skipped there by name."""
 
+import gc
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -206,16 +210,62 @@ def _shaped_like_a_product(x, data, scale, bias, count, *, out, which_M=None, re
 
 
 # ---- what is chosen, what isn't there
+@on_a_gpu
 def test_a_gpu_gets_this_executor():
     model = on_device(SMALL)
     assert make_executor(model, "auto", "cuda").weights == "bfloat16"
     assert make_executor(model, "int4", "cuda:0").name.endswith("int4, graphs of Triton kernels")
-    with pytest.raises(RequestError, match="fp8"):
-        make_executor(random_model(SMALL), "fp8", "cpu")
     with pytest.raises(RequestError, match="cache"):
         make_executor(model, "bfloat16", "cuda", cache="int8")
+    with pytest.raises(RequestError, match="lies on cuda"):
+        make_executor(model, "auto", "cpu")  # native code would read its addresses
+
+
+def test_weights_and_places_that_are_none():
+    with pytest.raises(RequestError, match="fp8"):
+        make_executor(random_model(SMALL), "fp8", "cpu")
     with pytest.raises(RequestError, match="int3"):
-        CudaExecutor(model, "int3")
+        CudaExecutor(on_device(SMALL), "int3")
+    with pytest.raises(RequestError, match="lies on cpu, and the engine is to compute on cuda"):
+        make_executor(random_model(SMALL), "auto", "cuda")
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_a_prompt_beside_others_leaves_them_their_kernels(weights, monkeypatch):
+    """One step: a text that goes on, a prompt's stretch, a second text that goes on."""
+    model, tokens_ST = on_device(SMALL), tokens_of(SMALL)
+    executor, alone = CudaExecutor(model, weights), CudaExecutor(model, weights)
+    seen = []
+    run = executor.graphs.run
+    monkeypatch.setattr(executor.graphs, "run", lambda *given: seen.append(len(given[0])) or run(*given))
+    for one in (executor, alone):
+        one.reserve(15)
+        one.step(batch([(0, 0, tokens_ST[0, :70].tolist()), (2, 0, tokens_ST[2, :9].tolist())], TABLES))
+    pieces = [(0, 70, [5]), (1, 0, tokens_ST[1, :33].tolist()), (2, 9, [6])]
+    mixed = batch(pieces, TABLES)
+    every = np.arange(len(mixed.tokens_T), dtype=np.int32)
+    for wanted_L in (every, every[:-1], every[1:2], every[-1:]):
+        got = executor.step(replace(mixed, wanted_L=wanted_L)).cpu()
+        apart = torch.cat([alone.step(batch([piece], TABLES)).cpu() for piece in pieces])
+        assert got.shape == (len(wanted_L), SMALL.vocab_size)
+        limit = 1e-4 if weights == "float32" else 0.05 * apart.abs().max()
+        assert (got - apart[wanted_L.tolist()]).abs().max() <= limit
+    assert seen == [2] * 4, "both texts went by the kernels, together"
+
+
+def test_weights_and_cache_are_free_at_once():
+    """Without waiting for the cyclic collector: the next engine wants the memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        executor = CudaExecutor(on_device(SMALL), "float32")
+        executor.reserve(4)
+        decoded(executor, tokens_of(SMALL), steps=1)
+        gone = weakref.ref(executor)
+        del executor
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_other_decoders_run_without_kernels():

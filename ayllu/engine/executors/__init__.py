@@ -35,6 +35,11 @@ def make_executor(
                 fix="open the model's folder or file by its path, or leave weights and device out",
             )
         return NativeExecutor(model, cache=cache)
+    if (here := model.embedding.weight.device).type != torch_device(device).type:
+        raise RequestError(
+            f"the model lies on {here}, and the engine is to compute on {device}",
+            fix=f"give device={str(here)!r}, or load the model with device={device!r}",
+        )
     if weights == "auto":
         weights = "float32" if device == "cpu" else "bfloat16"
     if torch_device(device).type == "cuda":

@@ -1,9 +1,9 @@
 """The executor for NVIDIA GPUs: the torch executor, whose decode steps are graphs of few kernels.
 
-Steps in which every sequence gets one token, nearly all of them, run the Triton kernels of `gpu`, each
-number of sequences as one CUDA graph. Steps with stretches of prompts, and decoders that the kernels don't
-know, run as in the torch executor. Weights are bfloat16 or float32 (shared with a live model where it has
-that type), or int8, int4 and fp8 with the activations as they are.
+Sequences that get one token run the Triton kernels of `gpu`, each number of them as one CUDA graph.
+Stretches of prompts, and decoders that the kernels don't know, run as in the torch executor. Weights are
+bfloat16 or float32 (shared with a live model where it has that type), or int8, int4 and fp8 with the
+activations as they are.
 
 The order of sums depends on how many sequences a step has: in bfloat16 a text may come out otherwise in a
 batch than alone, unlike on the CPU.
@@ -89,8 +89,25 @@ class CudaExecutor(TorchExecutor):
 
     def step(self, batch: Batch) -> Tensor:
         """Store the keys and values of all tokens -> logits_LV (float32) of the wanted ones."""
-        if self.without_kernels or not self._decodes(batch):
+        if self.without_kernels:
             return super().step(batch)
+        changes = np.diff(batch.sequence_T) != 0
+        single_T = np.r_[True, changes] & np.r_[changes, True]
+        singles = _only(batch, single_T)
+        if not single_T.any() or not self._fits(singles):
+            return super().step(batch)
+        if single_T.all():
+            return self._decoded(batch)
+        # Texts know nothing of each other: those that get one token keep their graph beside a new prompt.
+        found_LV = self._decoded(singles), super().step(_only(batch, ~single_T))
+        logits_LV = found_LV[0].new_empty(len(batch.wanted_L), found_LV[0].shape[1])
+        among_L = single_T[batch.wanted_L]
+        for rows_L, part_LV in zip((among_L, ~among_L), found_LV, strict=True):
+            logits_LV[torch.from_numpy(np.flatnonzero(rows_L)).to(self.device)] = part_LV
+        return logits_LV
+
+    def _decoded(self, batch: Batch) -> Tensor:
+        """A step in which every sequence has one token."""
         try:
             with torch.inference_mode(), self._on_device:
                 tables_SW = batch.tables_SW[batch.sequence_T]
@@ -105,13 +122,12 @@ class CudaExecutor(TorchExecutor):
         self._proven = True
         return logits_SV if len(batch.wanted_L) == len(logits_SV) else logits_SV[batch.wanted_L.tolist()]
 
-    def _decodes(self, batch: Batch) -> bool:
-        """Whether every sequence has one token, and they are few enough."""
+    def _fits(self, batch: Batch) -> bool:
+        """Whether sequences of one token each are few enough for the kernels."""
         count, width = len(batch.tokens_T), batch.tables_SW.shape[1]
         experts = max(getattr(spec.mlp, "active", 0) for spec in self.config.layers)
         most = min(SIZES[-1], _MOST_PAIRS // experts if experts else SIZES[-1])
-        fits = count <= most and width <= self.graphs.plan_SX.shape[1] - 2
-        return fits and bool((np.diff(batch.sequence_T) != 0).all())
+        return count <= most and width <= self.graphs.plan_SX.shape[1] - 2
 
     # ---- the step
     def _decode(self, plan_SX: Tensor) -> Tensor:
@@ -151,6 +167,18 @@ class CudaExecutor(TorchExecutor):
         return _product(y_SC, model.head if model.head is not None else model.embedding, torch.float32)
 
 
+def _only(batch: Batch, chosen_T: np.ndarray) -> Batch:
+    """The tokens that are chosen."""
+    new_T = np.cumsum(chosen_T, dtype=np.int32) - 1
+    return Batch(
+        batch.tokens_T[chosen_T],
+        batch.positions_T[chosen_T],
+        batch.sequence_T[chosen_T],
+        batch.tables_SW,
+        new_T[batch.wanted_L[chosen_T[batch.wanted_L]]],
+    )
+
+
 def _mlp(x_SC: Tensor, mlp: nn.Module) -> Tensor:
     if not isinstance(mlp, MoE):
         return _product(rows.gate(_product(x_SC, mlp.gate_up)), mlp.down)
@@ -177,6 +205,8 @@ def _product(x_MC: Tensor, layer: nn.Module, out: torch.dtype | None = None) -> 
     if isinstance(layer, WeightOnly):
         return products.product(x_MC, layer.data, layer.scale, bias, layer.rows, out=out or x_MC.dtype)
     if len(x_MC) > 1:  # cuBLAS
+        if out == torch.float32 and x_MC.is_cuda and x_MC.dtype != out and bias is None:
+            return torch.mm(x_MC, layer.weight.T, out_dtype=out)
         return F.linear(x_MC, layer.weight, bias)
     return products.product(x_MC, layer.weight, None, bias, len(layer.weight), out=out or x_MC.dtype)
 

@@ -9,8 +9,10 @@ nobody waits for those that never are, and share one pool: only one runs at a ti
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -34,12 +36,21 @@ class Graphs:
     `width` blocks at most."""
 
     def __init__(self, decode: Callable[[Tensor], Tensor], width: int, device: torch.device) -> None:
-        self.decode, self.device = decode, device
+        # A method of whoever holds this: weakly, or weights and cache would wait for the cyclic collector.
+        method = isinstance(decode, MethodType)
+        self._decode = weakref.WeakMethod(decode) if method else lambda: decode
+        self.device = device
         self.usable = device.type == "cuda"
         self.plan_SX = torch.zeros(SIZES[-1], 2 + width, dtype=torch.int32, device=device)
         self._recorded: dict[int, _Recorded] = {}
         self._pool: Any = None
         self._stream: Any = None  # one for all: the pool's memory belongs to it
+
+    def decode(self, plan_SX: Tensor) -> Tensor:
+        """A step without a graph."""
+        decode = self._decode()
+        assert decode is not None, "who asks is alive"
+        return decode(plan_SX)
 
     def forget(self) -> None:
         """The memory that the graphs know is gone."""

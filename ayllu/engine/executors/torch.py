@@ -28,11 +28,13 @@ from ayllu.model.weights import cast_matrices
 
 @dataclass(frozen=True)
 class _Group:
-    """Sequences of like size. `rows_SQ`: their tokens' places in the batch, `real_SQ` False where padded;
-    `tables_SW` their blocks; `positions_SQ` of the tokens; `fresh`: whole texts from position 0."""
+    """Sequences of like size. `rows_SQ`: their tokens' places in the batch, padded; `real_N` those of them
+    that aren't padding (indices into S x Q), `places_N` their places in the batch; `tables_SW` their blocks;
+    `positions_SQ` of the tokens; `fresh`: whole texts from position 0."""
 
     rows_SQ: Tensor
-    real_SQ: Tensor
+    real_N: Tensor
+    places_N: Tensor
     tables_SW: Tensor
     positions_SQ: Tensor
     fresh: bool
@@ -69,7 +71,7 @@ class _LayerCache:
         y_THE = q_THD.new_empty(*q_THD.shape[:2], channels)
         for index, group in enumerate(self.groups):
             y_SQHE = self._group(index, group, q_THD[group.rows_SQ])
-            y_THE[group.rows_SQ[group.real_SQ]] = y_SQHE[group.real_SQ]
+            y_THE[group.places_N] = y_SQHE.flatten(0, 1)[group.real_N]
         return y_THE[None]
 
     def _group(self, index: int, group: _Group, q_SQHD: Tensor) -> Tensor:
@@ -87,12 +89,13 @@ class _LayerCache:
             return scaled_attention(q_SQHD, k_SKGD, v_SKGE, mask_S1QK, spec.score_scale, spec.softcap)
         # The heads of one key-value head form a small matrix, so that keys are read once.
         g = k_SKGD.shape[2]
-        q_SGRD = q_SQHD.reshape(s, g, h // g, d) * spec.score_scale
-        scores_SGRK = q_SGRD @ k_SKGD.permute(0, 2, 3, 1)
+        # Scores in float32, as all other ways keep them: in bfloat16 one of 16 is known to a sixteenth.
+        q_SGRD = q_SQHD.reshape(s, g, h // g, d).float() * spec.score_scale
+        scores_SGRK = q_SGRD @ k_SKGD.permute(0, 2, 3, 1).float()
         if spec.softcap is not None:
             scores_SGRK = spec.softcap * torch.tanh(scores_SGRK / spec.softcap)
         weights_SGRK = scores_SGRK.masked_fill(~mask_S1QK, -torch.inf).softmax(-1)
-        return (weights_SGRK @ v_SKGE.transpose(1, 2)).view(s, 1, h, -1)
+        return (weights_SGRK.to(v_SKGE.dtype) @ v_SKGE.transpose(1, 2)).view(s, 1, h, -1)
 
     def _mask(self, index: int, group: _Group) -> Tensor:
         key = (index, self.spec.window, self.spec.chunk)
@@ -170,7 +173,7 @@ class TorchExecutor:
             tokens_BT, positions_BT=positions_BT, caches=self.layers, dtype=self.dtype
         )
         wanted_L = torch.from_numpy(batch.wanted_L.astype(np.int64)).to(self.device)
-        return self.model.logits(states_BTC[0, wanted_L]).float()
+        return self.model.exact_logits(states_BTC[0, wanted_L])
 
     def export_block(self, block: int) -> Tensor:
         """The bytes of a block (uint8, on the CPU)."""
@@ -221,9 +224,10 @@ def _groups(batch: Batch, device: torch.device) -> list[_Group]:
         real_SQ = steps_Q < count_S[chosen, None]
         steps_SQ = np.minimum(steps_Q, count_S[chosen, None] - 1)  # padding repeats the last token
         tables_SW = batch.tables_SW[sequence_T[first_S[chosen]], : blocks_S[chosen].max()].astype(np.int64)
-        arrays = (first_S[chosen, None] + steps_SQ, real_SQ, tables_SW, start_S[chosen, None] + steps_SQ)
-        rows_SQ, real, tables, positions_SQ = (torch.from_numpy(a).to(device) for a in arrays)
-        groups.append(_Group(rows_SQ, real, tables, positions_SQ, fresh=bool(kind >= 100_000)))
+        rows_SQ, real_N = first_S[chosen, None] + steps_SQ, np.flatnonzero(real_SQ)
+        arrays = (rows_SQ, real_N, rows_SQ.ravel()[real_N], tables_SW, start_S[chosen, None] + steps_SQ)
+        rows, real, places, tables, positions = (torch.from_numpy(a).to(device) for a in arrays)
+        groups.append(_Group(rows, real, places, tables, positions, fresh=bool(kind >= 100_000)))
     return groups
 
 
