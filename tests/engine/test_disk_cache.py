@@ -119,6 +119,21 @@ def test_a_disk_that_takes_nothing_doesn_t_stop_an_answer(model, tmp_path, monke
     assert any("not written" in str(w.message) for w in caught) and not files(tmp_path / "two")
 
 
+def test_what_nobody_expected_doesn_t_keep_who_closes_waiting(tmp_path, monkeypatch):
+    cache = DiskCache(tmp_path / "cache", 1 << 20)
+    cache.open(b"f" * 32)
+
+    def lost(*_):
+        raise StopIteration
+
+    monkeypatch.setattr(cache, "_write", lost)
+    with pytest.warns(AylluWarning, match="StopIteration"):
+        for number in range(3):
+            cache.put(bytes([number]) * 32, torch.zeros(8, dtype=torch.uint8))
+        cache.flush()  # for ever, were the writer gone
+    cache.close()
+
+
 def test_only_a_folder_of_one_s_own(tmp_path):
     fine = tmp_path / "fine"
     DiskCache(fine, 1000)

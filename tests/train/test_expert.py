@@ -196,6 +196,10 @@ def test_a_recipe_without_the_table_is_completed_as_before() -> None:
     assert plan.recipe["expert"]["problems"] == 5
     expert = stages_of(there)[4]
     made_from = basis(expert, plan, dict.fromkeys(expert.needs, "x"), {})
+    assert made_from["given"]["threads"] == plan.given["threads"] and plan.given["device"] == "cpu"
+    # Where a GPU computes, a run may go on beside another number of cores.
+    on_gpu = replace(plan, recipe=plan.recipe | {"device": "cuda"})
+    assert "threads" not in basis(expert, on_gpu, dict.fromkeys(expert.needs, "x"), {})["given"]
     assert set(made_from["settings"]) == {"expert", "sft"} and json.dumps(made_from)
 
 

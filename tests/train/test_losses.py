@@ -109,3 +109,15 @@ def test_a_positive_advantage_raises_the_probability_and_a_negative_lowers_it() 
     _, before_N, _ = head_loss(states_NC, head_VC, targets_N, weights_N)
     _, after_N, _ = head_loss(states_NC, head_VC - 0.1 * ours["dw"], targets_N, weights_N)
     assert after_N[0] < before_N[0] and after_N[1] > before_N[1]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_no_rows_are_no_loss(kind: torch.dtype) -> None:
+    head_VC = torch.randn(11, 32, requires_grad=True)
+    states_NC = torch.zeros(0, 32, dtype=kind, requires_grad=True)
+    loss, losses_N, entropies_N = head_loss(
+        states_NC, head_VC, torch.zeros(0, dtype=torch.long), torch.zeros(0)
+    )
+    (loss + 0 * head_VC.sum()).backward()
+    assert float(loss.detach()) == 0 and len(losses_N) == len(entropies_N) == 0
+    assert head_VC.grad is not None and not head_VC.grad.any()
