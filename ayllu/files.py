@@ -21,7 +21,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ayllu.errors import BadFileError, DiskFullError, FolderReadOnlyError, ResourceError, RunBusyError
+from ayllu.errors import (
+    BadFileError,
+    DiskFullError,
+    FolderReadOnlyError,
+    ResourceError,
+    RunBusyError,
+    UsageError,
+)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -159,12 +166,27 @@ def safe_join(folder: Path, name: str) -> Path:
     return path
 
 
+def own_file(folder: Path, name: str) -> Path:
+    """Where the file `name` of a stranger's folder lies; BadFileError for a link that leaves it.
+
+    A snapshot of the Hugging Face cache is links into the `blobs` folder of the same model; these, and no
+    others, may.
+    """
+    blobs = folder.resolve().parent.parent / "blobs"
+    if folder.resolve().parent.name == "snapshots" and (folder / name).resolve().parent == blobs:
+        return (folder / name).resolve()
+    return safe_join(folder, name)
+
+
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Fill a temporary folder that becomes `path` as a whole when the block ends without an error.
 
-    An existing `path` is replaced. A failed block leaves the old one untouched.
+    An existing `path` is replaced; without `replace` it is a UsageError, also when it came meanwhile. A
+    failed block leaves the old one untouched.
     """
+    if not replace:
+        refuse_existing(path)
     make_folder(path.parent)
     with typed_os_errors(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
@@ -176,6 +198,8 @@ def new_folder(path: Path) -> Iterator[Path]:
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
             sync_folder(temporary)
+            if not replace:
+                refuse_existing(path)
             if path.exists():
                 aside = temporary.with_suffix(".old")
                 os.replace(path, aside)
@@ -191,6 +215,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def refuse_existing(path: Path) -> None:
+    """UsageError where there is something already."""
+    if path.exists():
+        raise UsageError(f"{path} exists already", fix="name a folder that doesn't")
 
 
 @contextlib.contextmanager

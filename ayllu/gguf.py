@@ -11,6 +11,7 @@ Arrays stay packed, so that a header never takes much more memory than its file.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ _MOST_PAIRS = 4096
 _MOST_TENSORS = 2**16
 _LONGEST_KEY = 65_535
 _LONGEST_NAME = 256
-_LONGEST_STRING = 2**24  # a chat template or a whole tokenizer.json
+_LONGEST_STRING = 2**26  # a chat template or a whole tokenizer.json (Llama 3's has 17 million bytes)
 _MOST_NESTED = 256  # arrays inside arrays, in all
 _DEEPEST = 4
 _MOST_DIMENSIONS = 4
@@ -84,9 +85,17 @@ def sampling_to_gguf(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampling_from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The same back; temperature 0 is `do_sample` false, as Hugging Face writes it."""
-    found = {name: metadata[key] for name, key in _SAMPLING.items() if key in metadata}
+    """The same back; temperature 0 is `do_sample` false, as Hugging Face writes it. ModelFileDamagedError."""
+    found = {name: decimal(metadata[key]) for name, key in _SAMPLING.items() if key in metadata}
+    for name, value in found.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ModelFileDamagedError(f"the GGUF file's {_SAMPLING[name]} is no number")
     return {"do_sample": False} if found.get("temperature") == 0 else found
+
+
+def decimal(value: Any) -> Any:
+    """A float32 as the shortest decimal that gives it again: 1e-05 was meant, not 9.99999974e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) and abs(value) < 1e38 else value
 
 
 class Strings(Sequence[str]):

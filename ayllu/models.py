@@ -18,7 +18,7 @@ def resolve_model(name: str, *, models: Path = Path("models"), runs: Path = Path
     if not path.exists() and path.name == name and (models / name).is_dir():
         path = models / name
     if path.is_file():
-        if path.suffix == ".gguf":
+        if path.suffix.lower() == ".gguf":
             return path
         raise ModelFileMissingError(
             f"{name} is a file; a model is a folder or a GGUF file",

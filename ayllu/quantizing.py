@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ayllu.errors import InputNotFoundError, UsageError
-from ayllu.exchange import BESIDE, find_plain, write_from_gguf
-from ayllu.files import new_folder, write_json, write_text
+from ayllu.exchange import copy_beside, find_plain, write_from_gguf
+from ayllu.files import new_folder, own_file, write_json, write_text
 
 if TYPE_CHECKING:
     from ayllu.engine.quality import Text
@@ -49,9 +49,7 @@ def quantize_model(
     if tokens < 2:
         raise UsageError(f"--tokens {tokens} is too few", fix="give some thousands")
     source = find_plain(name, "packed again")
-    if out.exists():
-        raise UsageError(f"{out} exists already", fix="name a folder that doesn't")
-    with new_folder(out) as folder:
+    with new_folder(out, replace=False) as folder:
         _beside(source, folder)
         file = quantize_files(source, weights, folder)
         verify_packed(folder)
@@ -81,10 +79,10 @@ def _beside(source: Path, folder: Path) -> None:
     if source.is_file():
         write_from_gguf(source, folder)
         return
-    for name in ("config.json", "README.md", "ATTRIBUTION.md", *BESIDE):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    if not (folder / "config.json").is_file():
+    copy_beside(source, folder)
+    if (source / "config.json").is_file():
+        shutil.copyfile(own_file(source, "config.json"), folder / "config.json")
+    else:
         raise UsageError(
             f"{source} is in Meta's form",
             fix="import it first: ayllu import MODEL FOLDER, then quantise that",

@@ -115,9 +115,8 @@ def load_talk(
     chat = chat_of(folder, tokenizer)
     if conversing and isinstance(chat, Continuation):
         raise no_chat_format()
-    usual = SamplingDefaults.read(folder)
-    if isinstance(chat, Continuation) and not (folder / "generation_config.json").is_file():
-        usual = SamplingDefaults(temperature=STORY_TEMPERATURE)
+    fallback = SamplingDefaults(temperature=STORY_TEMPERATURE if isinstance(chat, Continuation) else 1.0)
+    usual = SamplingDefaults.said_by(folder) or fallback
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=usual.temperature if temperature is None else temperature,

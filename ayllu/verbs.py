@@ -298,7 +298,7 @@ def export(
     /,
     *,
     form: Annotated[str, Parameter(name="--format")] = "auto",
-    kind: str = "F16",
+    kind: str | None = None,
     as_json: Json = False,
 ) -> None:
     """Export a model for other programs: one GGUF file (llama.cpp), or a Hugging Face folder.
@@ -310,7 +310,7 @@ def export(
     form
         gguf or hf (default: gguf for a name that ends in .gguf, else hf).
     kind
-        How a GGUF file holds the matrices: F16, BF16, Q8_0 or Q4_0.
+        How a GGUF file holds the matrices: F16 (default), BF16, Q8_0 or Q4_0.
     """
     from ayllu.exchange import export_model, sentence
 

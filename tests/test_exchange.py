@@ -9,22 +9,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from ayllu import cli
-from ayllu.errors import ModelFileDamagedError, RequestError, UsageError
+from ayllu.errors import BadFileError, ModelFileDamagedError, RequestError, UsageError
 from ayllu.exchange import export_model, import_model
-from ayllu.files import write_json
-from ayllu.gguf import header_bytes, read_header
+from ayllu.files import new_folder, write_json
+from ayllu.gguf import decimal, header_bytes, read_header, sampling_from_gguf
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.model.formats import blocks
 from ayllu.model.weights import load_model, save_model
+from ayllu.quantizing import quantize_model
 from ayllu.serve.service import SamplingDefaults
 from ayllu.text.gguf_vocabulary import files_from_gguf, gguf_values
 from ayllu.text.tokenizer import CONTROL, Tokenizer, train_tokenizer
+from ayllu.text.vocabularies.bytelevel import LLAMA3
+from ayllu.text.vocabularies.gguf import from_metadata
 
 STORIES = Path(__file__).parent / "fixtures" / "stories260K"
 TEXTS = [
@@ -83,10 +87,10 @@ def test_our_model_goes_out_and_comes_back(folder: Path, tmp_path: Path) -> None
     [
         ({"do_sample": False}, {"general.sampling.temp": 0.0}),
         (
-            {"temperature": 0.5, "top_k": 20, "top_p": 0.75, "min_p": 0.25},
+            {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.05},
             {
-                "general.sampling.temp": 0.5, "general.sampling.top_k": 20, "general.sampling.top_p": 0.75,
-                "general.sampling.min_p": 0.25,
+                "general.sampling.temp": 0.6, "general.sampling.top_k": 20, "general.sampling.top_p": 0.95,
+                "general.sampling.min_p": 0.05,
             },
         ),
         ({}, {}),
@@ -101,7 +105,8 @@ def test_how_to_sample_goes_out_and_comes_back(
     for way in ("once", "twice"):
         export_model(str(tmp_path / "model"), tmp_path / f"{way}.gguf")
         stored = read_header(tmp_path / f"{way}.gguf").metadata
-        assert {k: v for k, v in stored.items() if k.startswith("general.sampling")} == metadata
+        written = {k: decimal(v) for k, v in stored.items() if k.startswith("general.sampling")}
+        assert written == metadata
         shutil.rmtree(tmp_path / "model")
         import_model(str(tmp_path / f"{way}.gguf"), tmp_path / "model")
     export_model(str(tmp_path / "once.gguf"), tmp_path / "thrice.gguf")  # a file from a file
@@ -134,6 +139,11 @@ def test_a_vocabulary_without_its_json(folder: Path) -> None:
     theirs = tokenizers.Tokenizer.from_str(files_from_gguf(values)["tokenizer.json"].decode())
     theirs.encode_special_tokens = True
     ours = Tokenizer.load(folder)
+    # Ours stand in front of all others: there a token that isn't in the vocabulary would get another id.
+    assert {name: theirs.token_to_id(name) for name in ours.control} == ours.control
+    twice = values | {"tokenizer.ggml.tokens": ["a", *values["tokenizer.ggml.tokens"][:-2], "a"]}
+    with pytest.raises(ModelFileDamagedError, match="twice"):
+        files_from_gguf(twice)
     for text in TEXTS:
         assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text), text
 
@@ -162,6 +172,119 @@ def test_a_hugging_face_folder_is_copied_whole(folder: Path, tmp_path: Path) -> 
     assert not (tmp_path / "copy" / "run_me.py").exists()
     for name in ("model.safetensors", "tokenizer.json", "generation_config.json"):
         assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_link_to_somewhere_else_is_not_passed_on(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("mine", encoding="utf-8")
+    strange = tmp_path / "strange"
+    shutil.copytree(folder, strange)
+    for name in ("NOTICE", "README.md"):
+        (strange / name).symlink_to(tmp_path / "secret")
+        for verb in (import_model, lambda source, out: quantize_model(source, out, tokens=64)):
+            with pytest.raises(BadFileError, match="points outside"):
+                verb(str(strange), tmp_path / "out")
+            assert not (tmp_path / "out").exists()
+        (strange / name).unlink()
+    # The cache of a hub is links to one folder of the same model.
+    hub, blobs = tmp_path / "models--x" / "snapshots" / "abc", tmp_path / "models--x" / "blobs"
+    hub.mkdir(parents=True)
+    blobs.mkdir()
+    for path in [p for p in folder.iterdir() if p.is_file()]:
+        shutil.copyfile(path, blobs / path.name)
+        (hub / path.name).symlink_to(blobs / path.name)
+    assert import_model(str(hub), tmp_path / "out")["tokenizer"]
+
+
+def test_card_licence_and_templates_go_along(folder: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    head = 'language: en\nlicense: other\nlicense_name: "a-b"\nlicense_link: LICENSE-MODEL'
+    (whole / "README.md").write_text(f"---\n{head}\n---\n# It\nlicense: no\n", encoding="utf-8")
+    (whole / "ATTRIBUTION.md").write_text("# Whose text\n", encoding="utf-8")
+    (whole / "additional_chat_templates").mkdir()
+    beside = ("LICENSE-MODEL", "NOTICE.txt", "LICENCE.md", "additional_chat_templates/tool_use.jinja")
+    for name in beside:
+        (whole / name).write_text(f"{{# {name} #}}", encoding="utf-8")
+    export_model(str(whole), tmp_path / "copy")
+    assert all((tmp_path / "copy" / n).read_text() == (whole / n).read_text() for n in (*beside, "README.md"))
+    export_model(str(whole), tmp_path / "a.gguf")
+    export_model(str(tmp_path / "a.gguf"), tmp_path / "b.gguf")  # a file from a file
+    for name in ("a.gguf", "b.gguf"):
+        said = read_header(tmp_path / name).metadata
+        assert (said["general.license"], said["general.license.name"]) == ("other", "a-b")
+        assert said["tokenizer.chat_template.tool_use"] == (whole / beside[-1]).read_text()
+    import_model(str(tmp_path / "b.gguf"), tmp_path / "back")
+    back = tmp_path / "back"
+    assert (back / "README.md").read_text().startswith('---\nlicense: "other"\nlicense_name: "a-b"\n')
+    assert (back / "ATTRIBUTION.md").read_text() == "# Whose text\n"
+    assert (back / beside[-1]).read_text() == (whole / beside[-1]).read_text()
+    assert files_from_gguf(said | {"tokenizer.chat_template.../../x": "out"}).keys() <= {
+        path.relative_to(back).as_posix() for path in back.rglob("*")
+    }
+
+
+def test_a_tokenizer_that_begins_with_bos_keeps_it(tmp_path: Path) -> None:
+    """Llama 3's: its tokenizer.json puts BOS in front, its tokenizer_config.json says nothing, and in a GGUF
+    file the name of the pattern says it."""
+    import tokenizers
+
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(ranked := {"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(LLAMA3), "isolated"),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    inner.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", len(ranked))]
+    )
+    source = tmp_path / "llama"
+    source.mkdir()
+    inner.save(str(source / "tokenizer.json"))
+    config = ModelSettings(width=64, layers=1, head_dim=32, context=64).config(5)
+    save_model(Decoder(config).initialise(0), source, bos=3, eos=4, pad=4)
+    assert Tokenizer.load(source).prefix == (3,)
+    export_model(str(source), tmp_path / "a.gguf")
+    assert read_header(tmp_path / "a.gguf").metadata["tokenizer.ggml.add_bos_token"] is True
+    import_model(str(tmp_path / "a.gguf"), tmp_path / "back")
+    assert Tokenizer.load(tmp_path / "back").prefix == Tokenizer.load(tmp_path / "a.gguf").prefix == (3,)
+    values = gguf_values(source, 5)
+    assert values is not None
+    for whole in (True, False):  # as other programs write it: without the flag, and without our key
+        told = {k: v for k, v in values.items() if whole or k != "tokenizer.huggingface.json"}
+        del told["tokenizer.ggml.add_bos_token"]
+        told |= {"tokenizer.ggml.bos_token_id": 3, "tokenizer.ggml.eos_token_id": 4}
+        assert from_metadata(told, tmp_path / "x.gguf").prefix == (3,)
+        again = tmp_path / f"again{whole}"
+        again.mkdir()
+        for name, content in files_from_gguf(told).items():
+            (again / name).write_bytes(content)
+        assert Tokenizer.load(again).prefix == (3,)
+
+
+def test_a_long_tokenizer_comes_back(tmp_path: Path) -> None:
+    """Llama 3's tokenizer.json has 17 million bytes."""
+    text = "x" * 17_300_000
+    (tmp_path / "long.gguf").write_bytes(header_bytes({"tokenizer.huggingface.json": text}, {}))
+    assert read_header(tmp_path / "long.gguf").metadata == {"tokenizer.huggingface.json": text}
+
+
+@pytest.mark.parametrize("key", ["general.sampling.temp", "general.sampling.top_k"])
+@pytest.mark.parametrize("value", [np.array([0.0, 1.0], np.float32), "hot", float("inf"), True])
+def test_sampling_that_is_no_number(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(ModelFileDamagedError, match="is no number"):
+        sampling_from_gguf({key: value})
+
+
+def test_a_folder_that_came_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match="exists already"), new_folder(out, replace=False) as folder:
+        (folder / "made").write_text("x")
+        out.mkdir()
+        (out / "theirs").write_text("y")
+    assert (out / "theirs").read_text() == "y" and [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_scores_of_sentencepiece_in_json(tmp_path: Path) -> None:
@@ -198,6 +321,7 @@ def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:
     [
         (["export", "{model}", "{out}.gguf", "--kind", "Q3_K"], 2, "--kind"),
         (["export", "{model}", "{out}", "--format", "onnx"], 2, "--format"),
+        (["export", "{model}", "{out}", "--kind", "Q8_0"], 2, "is of a GGUF file"),
         (["export", "{model}", "{model}", "--format", "gguf"], 2, "one file"),
         (["export", "{model}", "{bad}"], 2, "exists already"),
         (["export", "{model}", "{model}"], 2, "exists already"),

@@ -58,10 +58,17 @@ class SamplingDefaults(msgspec.Struct, frozen=True):
     @classmethod
     def read(cls, folder: Path) -> SamplingDefaults:
         """From a model folder or a GGUF file; what isn't there is as above. ModelFileDamagedError."""
+        return cls.said_by(folder) or cls()
+
+    @classmethod
+    def said_by(cls, folder: Path) -> SamplingDefaults | None:
+        """The same; None where the model says nothing."""
         path = folder if folder.suffix.lower() == ".gguf" else folder / "generation_config.json"
         if not path.is_file():
-            return cls()
+            return None
         values = sampling_from_gguf(read_header(path).metadata) if path == folder else dict(read_json(path))
+        if path == folder and not values:
+            return None
         fields = {key: value for key, value in values.items() if value is not None}
         try:
             found = msgspec.convert(fields, cls)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from ayllu.errors import ModelFileDamagedError, RequestError
-from ayllu.text.tokenizer import SPLIT
+from ayllu.text.tokenizer import SPLIT, Tokenizer
 from ayllu.text.vocabularies.bytelevel import GPT2, LLAMA3, QWEN2
 from ayllu.text.vocabularies.conventions import read_object, token_name
-from ayllu.text.vocabularies.gguf import PATTERNS
+from ayllu.text.vocabularies.gguf import BEGIN, PATTERNS, TEMPLATES
 from ayllu.text.vocabularies.sentencepiece import PieceModel, Type, read_model
 from ayllu.text.vocabularies.tiktoken import load_tiktoken, looks_like_ranks
 from ayllu.text.vocabularies.vocabulary import read_file
@@ -35,6 +36,8 @@ _PRE = {LLAMA3: "llama-bpe", QWEN2: "qwen2", QWEN35: "qwen35", GPT2: "gpt-2", SP
 _KEY = "tokenizer.ggml."
 _WHOLE = "tokenizer.huggingface.json"
 _TEMPLATE = "tokenizer.chat_template"
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, struct.error)
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 # ---- out
@@ -59,7 +62,10 @@ def _values(folder: Path, rows: int) -> dict[str, Any] | None:
     elif looks_like_ranks(read_file(model)):
         found = load_tiktoken(model)
         values = _from_json(json.loads(found.inner.to_str()), found.control, rows)
-        values |= {f"{_KEY}bos_token_id": found.bos, f"{_KEY}eos_token_id": found.eos[0]}
+        ends = dict(zip(("eos", "eot", "eom"), found.eos, strict=False))
+        ids = {"bos": found.bos, **ends}
+        values |= {f"{_KEY}{name}_token_id": number for name, number in ids.items() if number is not None}
+        values[f"{_KEY}add_bos_token"] = bool(found.prefix)
     else:
         values = _from_pieces(read_model(read_file(model)), rows)
     values |= _conventions(folder, spoken, list(values[f"{_KEY}tokens"]))
@@ -164,9 +170,26 @@ def _conventions(folder: Path, spoken: Mapping[str, Any], tokens: list[str]) -> 
             values[f"{_KEY}{place}_token_id"] = end
     if isinstance(spoken.get("add_bos_token"), bool):
         values[f"{_KEY}add_bos_token"] = spoken["add_bos_token"]
-    template = folder / "chat_template.jinja"
-    said = template.read_text(encoding="utf-8") if template.is_file() else spoken.get("chat_template")
-    return values | ({_TEMPLATE: said} if isinstance(said, str) else {})
+    elif (folder / "tokenizer.json").is_file():  # its own template says what a text begins with
+        with contextlib.suppress(ModelFileDamagedError):  # one that only llama.cpp's kind of reader can use
+            values[f"{_KEY}add_bos_token"] = bool(Tokenizer.load(folder).prefix)
+    return values | _templates(folder, spoken)
+
+
+def _templates(folder: Path, spoken: Mapping[str, Any]) -> dict[str, str]:
+    """The chat template, and those of other names (one for tools, say)."""
+    found: dict[Any, Any] = {}
+    said = spoken.get("chat_template")
+    if isinstance(said, list):
+        found |= {entry.get("name"): entry.get("template") for entry in said if isinstance(entry, dict)}
+    elif said is not None:
+        found["default"] = said
+    for file in (folder / "chat_template.jinja", *sorted((folder / TEMPLATES).glob("*.jinja"))):
+        if file.is_file():
+            alone = file.parent == folder
+            found["default" if alone else file.stem] = file.read_text(encoding="utf-8")
+    named = {str(n): t for n, t in found.items() if isinstance(t, str) and _NAME.fullmatch(str(n))}
+    return {_TEMPLATE if name == "default" else f"{_TEMPLATE}.{name}": text for name, text in named.items()}
 
 
 @contextlib.contextmanager
@@ -174,7 +197,7 @@ def _faults(source: Path | str) -> Iterator[None]:
     """What strangers' files are missing or have of another type becomes a typed error."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
+    except _DAMAGE as error:
         why = f"{type(error).__name__}: {error}"
         raise ModelFileDamagedError(f"the tokenizer of {source} is damaged", why=why[:300]) from error
 
@@ -218,12 +241,22 @@ def _files(values: Mapping[str, Any]) -> dict[str, bytes]:
     }
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         number = values.get(f"{_KEY}{key}_token_id")
-        if type(number) is int and number < len(tokens):
+        if type(number) is int and 0 <= number < len(tokens):
             spoken[f"{name}_token"] = tokens[number]
-    spoken["add_bos_token"] = bool(values.get(f"{_KEY}add_bos_token", kind == "llama"))
-    if isinstance(template := values.get(_TEMPLATE), str):
-        files["chat_template.jinja"] = template.encode()
-        spoken["chat_template"] = template
+    # A whole tokenizer.json says by itself what a text begins with, unless the file says otherwise.
+    adds = values.get(f"{_KEY}add_bos_token")
+    if adds is not None or "tokenizer.json" not in files or _WHOLE not in values:
+        usual = kind == "llama" or values.get(f"{_KEY}pre") in BEGIN
+        spoken["add_bos_token"] = usual if adds is None else bool(adds)
+    for key, template in values.items():
+        name = "default" if key == _TEMPLATE else key.removeprefix(f"{_TEMPLATE}.")
+        if not (isinstance(template, str) and key.startswith(_TEMPLATE) and _NAME.fullmatch(name)):
+            continue
+        if name == "default":
+            files["chat_template.jinja"] = template.encode()
+            spoken["chat_template"] = template
+        else:
+            files[f"{TEMPLATES}/{name}.jinja"] = template.encode()
     return files | {
         "tokenizer_config.json": (json.dumps(spoken, indent=2, ensure_ascii=False) + "\n").encode()
     }
@@ -235,6 +268,8 @@ def _json(values: Mapping[str, Any], tokens: list[str], types: list[int]) -> byt
     known = {"qwen35": (QWEN35, False, True)} | PATTERNS
     if pre not in known:
         raise _unknown(f"its pattern for words is {pre[:80]!r}; known are {', '.join(sorted(known))}")
+    if len(set(tokens)) < len(tokens):
+        raise _unknown("a piece is there twice")
     pattern, whole_words, compose = known[pre]
     added = [
         {
@@ -259,7 +294,8 @@ def _json(values: Mapping[str, Any], tokens: list[str], types: list[int]) -> byt
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
             "ignore_merges": whole_words,
-            "vocab": {name: n for n, name in enumerate(tokens) if types[n] == Type.NORMAL},
+            # All of them: a token that isn't in it would get another id than here.
+            "vocab": {name: n for n, name in enumerate(tokens)},
             "merges": list(values.get(f"{_KEY}merges", ())),
         },
     }  # fmt: skip

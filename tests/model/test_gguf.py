@@ -27,6 +27,7 @@ from ayllu.model.formats.gguf import (
     open_gguf,
     write_gguf,
 )
+from ayllu.model.formats.llamacpp import places, values_of
 from ayllu.model.weights import load_model
 
 
@@ -215,6 +216,36 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(RequestError, match="Q3_K"):
         write_gguf(model, path, kind="Q3_K")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("general.architecture", np.array([1, 2], np.int32)),
+        ("llama.expert_count", np.array([8, 8], np.int32)),
+        ("llama.rope.scaling.type", np.array([1, 2], np.int32)),
+        ("tokenizer.ggml.padding_token_id", -1),
+    ],
+)
+def test_arrays_and_negative_ids_where_a_word_or_a_number_belongs(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    path = tmp_path / "a.gguf"
+    write_gguf(random_model(config_of("llama")), path)
+    header = read_header(path)
+    metadata = header.metadata | {key: value}
+    shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
+    if key.endswith("token_id"):
+        assert "pad_token_id" not in values_of(metadata, shapes, None)
+        return
+    with pytest.raises(ModelFileDamagedError):
+        values_of(metadata, shapes, None)
+
+
+def test_a_small_file_with_a_million_experts() -> None:
+    shapes = {"blk.0.ffn_gate_exps.weight": (50_000_000, 1, 1)}
+    with pytest.raises(ModelFileDamagedError, match="50,000,000 experts"):
+        places("llama", shapes, {"num_attention_heads": 1, "num_key_value_heads": 1})
 
 
 def test_a_kind_and_an_architecture_that_arent_read(tmp_path: Path) -> None:

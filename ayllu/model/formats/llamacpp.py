@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from ayllu.errors import ModelFileDamagedError
+from ayllu.gguf import decimal
+from ayllu.model.families.keys import MOST_EXPERTS
 from ayllu.model.families.names import EMBEDDING, HEAD, NORM
 from ayllu.model.rope import yarn_mscale
 
@@ -79,6 +81,8 @@ def places(
         elif expert and expert[2]:  # one tensor an expert, as files of early 2024 have it
             out[f"{layer}{moe}.experts.{int(expert[2])}.{matrices[expert[1]]}.{suffix}"] = Place(name, shape)
         elif expert and len(shape) == 3:
+            if shape[0] > MOST_EXPERTS:  # each becomes an entry of its own, whatever its size
+                raise damaged(f"{name} has {shape[0]:,} experts")
             for index in range(shape[0]):
                 theirs = f"{layer}{moe}.experts.{index}.{matrices[expert[1]]}.{suffix}"
                 out[theirs] = Place(name, shape[1:], expert=index)
@@ -126,12 +130,12 @@ def values_of(
     """
     name = metadata.get("general.architecture")
     known = sorted(set(ARCHITECTURE_OF.values()))
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise damaged(
             f"its architecture is {str(name)[:80]!r}; known are {', '.join(known)}",
             fix="take the model's Hugging Face folder instead",
         )
-    keys = _Keys(metadata, str(name))
+    keys = _Keys(metadata, name)
     if len(embedding := shapes.get("token_embd.weight", ())) != 2:
         raise damaged("it has no token embedding")
     heads, width = keys.size("attention.head_count"), keys.size("embedding_length")
@@ -157,11 +161,11 @@ def values_of(
         "rope_theta": keys.number("rope.freq_base", 10_000.0),
         "rope_scaling": _scaling_of(keys, divisors, head_dim),
         "tie_word_embeddings": "output.weight" not in shapes,
-        **_family_values(str(name), keys, shapes),
+        **_family_values(name, keys, shapes),
     }
     for key, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
         token = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
-        if type(token) is int and token < embedding[0]:
+        if type(token) is int and 0 <= token < embedding[0]:
             values[f"{key}_token_id"] = token
     return values
 
@@ -169,7 +173,8 @@ def values_of(
 def _family_values(name: str, keys: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """What the family's config has besides the sizes."""
     bias = {"attention_bias": "blk.0.attn_q.bias" in shapes}
-    if name == "llama" and keys.metadata.get("llama.expert_count"):
+    experts = keys.metadata.get("llama.expert_count", 0)
+    if name == "llama" and not (type(experts) is int and experts == 0):
         return {
             "architectures": ["MixtralForCausalLM"],
             "model_type": "mixtral",
@@ -197,14 +202,11 @@ def _family_values(name: str, keys: _Keys, shapes: Mapping[str, tuple[int, ...]]
     return said if name == "qwen2" else said | bias
 
 
-def decimal(value: Any) -> Any:
-    """A float32 as the shortest decimal that gives it again: 1e-05 was meant, not 9.99999974e-06."""
-    return float(str(np.float32(value))) if isinstance(value, float) and abs(value) < 1e38 else value
-
-
 def _scaling_of(keys: _Keys, divisors: np.ndarray | None, head_dim: int) -> dict[str, Any] | None:
     """`rope_scaling` of config.json."""
     kind = keys.metadata.get(f"{keys.architecture}.rope.scaling.type", "none")
+    if not isinstance(kind, str):
+        raise damaged("rope.scaling.type is not text")
     # Before the two keys of today there was one for linear stretching.
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
     assert factor is not None

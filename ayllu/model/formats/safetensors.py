@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ayllu.errors import BadFileError, ModelFileDamagedError, ModelFileMissingError
-from ayllu.files import new_file, read_json, safe_join, write_text
+from ayllu.files import new_file, own_file, read_json, write_text
 from ayllu.model.formats.source import TensorInfo
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -169,6 +169,8 @@ def _open_shards(folder: Path, opened: contextlib.ExitStack) -> dict[str, Safete
         index = read_json(path, limit=_INDEX_LIMIT)
     except BadFileError as error:
         raise _damaged(path, error.why) from error
+    except OSError as error:
+        raise _damaged(path, str(error)) from error
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
         raise _damaged(path, "it has no weight_map from tensors to files")
@@ -189,18 +191,11 @@ def _open_shards(folder: Path, opened: contextlib.ExitStack) -> dict[str, Safete
 
 
 def shard_path(folder: Path, name: str) -> Path:
-    """Where the index's file `name` lies. Refused unless it is a plain file name inside `folder`.
-
-    A snapshot of the Hugging Face cache is links into the `blobs` folder of the same model; these, and no
-    others, may leave the folder.
-    """
+    """Where the index's file `name` lies. Refused unless it is a plain file name inside `folder`."""
     if not _PLAIN_NAME.fullmatch(name):
         raise _damaged(folder / INDEX, f"it names the file {_shown(name)}")
-    blobs = folder.resolve().parent.parent / "blobs"
-    if folder.resolve().parent.name == "snapshots" and (folder / name).resolve().parent == blobs:
-        return blobs / (folder / name).resolve().name
     try:
-        return safe_join(folder, name)
+        return own_file(folder, name)
     except BadFileError as error:
         raise _damaged(folder / INDEX, f"{_shown(name)} is a link that leaves the folder") from error
 

@@ -34,6 +34,8 @@ PATTERNS = {
     "qwen2": (QWEN2, False, True),
     "qwen35": (QWEN35, False, True),
 }
+BEGIN = ("llama-bpe", "llama3", "llama-v3")  # texts begin with BOS where nothing is said, as in llama.cpp
+TEMPLATES = "additional_chat_templates"  # Hugging Face's folder for chat templates of other names
 _KEY = "tokenizer.ggml."
 
 
@@ -45,7 +47,7 @@ def load_gguf(path: Path) -> Vocabulary:
     values = read_header(path).metadata
     try:
         return from_metadata(values, path)
-    except ValueError as error:  # UnicodeDecodeError too
+    except (ValueError, TypeError, OverflowError) as error:  # UnicodeDecodeError too
         raise damaged(path, str(error)) from error
 
 
@@ -66,7 +68,8 @@ def from_metadata(values: dict[str, Any], path: Path) -> Vocabulary:
     found.bos = _id(values, "bos_token_id", size, found.bos)
     ends = [_id(values, f"{name}_token_id", size) for name in ("eos", "eot", "eom")]
     found.eos = tuple(dict.fromkeys(end for end in (*ends, *found.eos) if end is not None))
-    adds = _value(values, "add_bos_token", bool, bool(found.prefix))
+    begins = bool(found.prefix) or _value(values, "pre", str, "") in BEGIN
+    adds = _value(values, "add_bos_token", bool, begins)
     found.prefix = (found.bos,) if adds and found.bos is not None else ()
     found.chat_templates = {
         key.removeprefix("tokenizer.chat_template").removeprefix(".") or "default": value
