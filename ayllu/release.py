@@ -37,6 +37,7 @@ from ayllu.stage import StageContext, free
 MANIFEST = "manifest.json"
 VERIFIER, STUDENT = "verifier", "student"  # folders within the model's: its verifier, its distilled student
 CHAT_TEMPLATE = Path(__file__).parent / "reason" / "chat_template.jinja"
+CODE_VERSION = 2  # 2: private text has no free licence, verifiers have intervals
 LICENCE = Path(__file__).parent / "report" / "LICENSE-Apache-2.0.txt"
 _CODE = {".py", ".so", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy"}
 

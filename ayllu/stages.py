@@ -68,6 +68,7 @@ class Stage:
 
 
 PRACTICE = "ayllu.reason.practice"
+_SOURCES = (".py", ".toml", ".json", ".jinja", ".css", ".txt")
 STAGES: tuple[Stage, ...] = (
     Stage(
         "text",
@@ -133,6 +134,7 @@ OPTIONAL: tuple[Stage, ...] = (
         extras=tuple(Extra(table, table) for table in ("sft", "rl", "expert", "verifier", "distill")),
         code=("ayllu.train.sft:sft",),  # raised when practice asks other problems
         before="text",
+        read_by=("release",),  # its report and manifest say what was compared
     ),
     Stage(
         "expert",
@@ -253,9 +255,10 @@ def extra_value(extra: Extra, tables: Mapping[str, Any], seed: int) -> Any:
 
 
 def code_hash() -> str:
-    """Hash of Ayllu's own source files."""
+    """Hash of Ayllu's own source files, with the phrases, templates and tables beside them."""
     package = Path(__file__).parent
-    return sha256_json({str(p.relative_to(package)): sha256_file(p) for p in sorted(package.rglob("*.py"))})
+    files = sorted(p for p in package.rglob("*") if p.suffix in _SOURCES and p.is_file())
+    return sha256_json({str(p.relative_to(package)): sha256_file(p) for p in files})
 
 
 def _code_of(stage: Stage, tables: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -145,8 +145,8 @@ def _fill(packed: PackedModel, entries: list[Entry], source: TensorSource) -> li
     odd: list[str] = []
 
     def read(entry: Entry) -> Tensor:
-        first = source.entries[entry.pieces[0].name].dtype
-        kind = torch.bfloat16 if first == torch.bfloat16 else torch.float32
+        stored = {source.entries[piece.name].dtype for piece in entry.pieces}
+        kind = torch.bfloat16 if stored == {torch.bfloat16} else torch.float32
         shape = _shape_of(entry)
         tensor = torch.empty(shape, dtype=kind)
         odd.extend(fill({entry.ours: tensor}, [entry], source))

@@ -10,7 +10,7 @@ import sentencepiece
 from foreign_vocabularies import MIXED, STORIES, hf_json, many, texts
 from hypothesis import given
 
-from ayllu.errors import ModelFileDamagedError, ModelFileMissingError
+from ayllu.errors import AylluWarning, ModelFileDamagedError, ModelFileMissingError
 from ayllu.text.tokenizer import Tokenizer
 from ayllu.text.vocabularies import sentencepiece as our_sentencepiece
 from ayllu.text.vocabularies.bytelevel import LLAMA3
@@ -76,6 +76,16 @@ def test_gguf_byte_pairs(
     text = "12 <|im_start|><tool>a   b[PAD9]"
     assert ours.decode(ours.encode(text)) == text
     assert not set(ours.encode(text)) & {size, size + 1, size + 3} and size + 2 in ours.encode(text)
+
+
+def test_a_file_that_does_not_name_its_pattern_is_warned_of(ranks: dict[bytes, int]) -> None:
+    model = hf_json(ranks, LLAMA3)["model"]
+    values = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": list(model["vocab"]),
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in model["merges"]],
+    }  # fmt: skip
+    with pytest.warns(AylluWarning, match=r"old\.gguf doesn't say how its text is split"):
+        from_metadata(values, Path("old.gguf"))
 
 
 def test_gguf_faults() -> None:

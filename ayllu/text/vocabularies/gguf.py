@@ -7,10 +7,12 @@ A file that carries a whole `tokenizer.json` under `tokenizer.huggingface.json` 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ayllu.errors import AylluWarning
 from ayllu.gguf import read_header
 from ayllu.text.vocabularies.bytelevel import BYTE_OF, GPT2, LLAMA3, QWEN2, QWEN35, byte_level
 from ayllu.text.vocabularies.huggingface import from_json
@@ -98,6 +100,13 @@ def _byte_pairs(values: dict[str, Any], path: Path) -> Vocabulary:
     tokens, types = _array(values, "tokens"), _array(values, "token_type", needed=False)
     if len(types) not in (0, len(tokens)) or len(tokens) > MAX_TOKENS:
         raise ValueError("it doesn't have one type for each piece")
+    if _KEY + "pre" not in values:  # files of before May 2024
+        warnings.warn(
+            f"{path} doesn't say how its text is split into words: it is done as GPT-2 does it, and "
+            "may differ from the model's own way",
+            AylluWarning,
+            stacklevel=2,
+        )
     pre = _value(values, "pre", str, "default")
     if pre not in PATTERNS:
         raise damaged(path, f"its pattern for words is {pre[:40]!r}; known are {', '.join(sorted(PATTERNS))}")
