@@ -51,9 +51,10 @@ from ayllu.text.tokenizer import Tokenizer
 from ayllu.tools.tool import Toolbox
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
+from ayllu.train.packing import pack_rows, pack_whole
 from ayllu.train.precision import compute_type
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import SftSettings, check_room, pack_rows, pack_whole, save_into, sft, trainable
+from ayllu.train.sft import SftSettings, check_room, save_into, sft, trainable
 from ayllu.train.step import Batch
 
 MEASURED = ("n", "correct", "low", "high", "mean_tokens", "truncated")

@@ -33,9 +33,10 @@ from ayllu.text.tokenizer import Tokenizer
 from ayllu.tools.tool import Toolbox
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
+from ayllu.train.packing import Practice
 from ayllu.train.precision import compute_type
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import Practice, SftSettings, read_given, save_into, trainable
+from ayllu.train.sft import SftSettings, read_given, save_into, trainable
 from ayllu.train.step import train_step
 
 SOLUTIONS = ".solutions"  # working memory, as checkpoints are

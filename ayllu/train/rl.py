@@ -36,9 +36,10 @@ from ayllu.text.tokenizer import Tokenizer
 from ayllu.tools.tool import Toolbox
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
+from ayllu.train.packing import Practice
 from ayllu.train.policy import POLICY_LOSSES, Clip
 from ayllu.train.preflight import nothing_to_learn, preflight
-from ayllu.train.sft import Practice, SftSettings, check_room, read_given, save_into, trainable
+from ayllu.train.sft import SftSettings, check_room, read_given, save_into, trainable
 from ayllu.train.updates import Group, Updates
 
 CODE_VERSION = 6  # of updates.py too; 6: ratios of later updates are to the trainer's own probabilities

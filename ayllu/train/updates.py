@@ -18,10 +18,10 @@ from ayllu.reason.curriculum import informative
 from ayllu.reason.loop import Answer
 from ayllu.reason.task import Problem
 from ayllu.train.optim import Optimizer
+from ayllu.train.packing import Practice, pack_rows, pack_whole
 from ayllu.train.policy import POLICY_LOSSES, Tokens, log_probabilities, scaled_advantages, token_weights
 from ayllu.train.precision import compute_type
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import Practice, pack_rows, pack_whole
 from ayllu.train.step import Batch, StepResult, backward, train_step
 
 if TYPE_CHECKING:

@@ -40,8 +40,9 @@ from ayllu.tools.tool import Toolbox
 from ayllu.train.expert import is_right
 from ayllu.train.loop import Loop
 from ayllu.train.optim import Optimizer
+from ayllu.train.packing import pack_rows
 from ayllu.train.schedule import lr_scale
-from ayllu.train.sft import SftSettings, pack_rows, read_given, save_into
+from ayllu.train.sft import SftSettings, read_given, save_into
 from ayllu.train.step import Batch
 
 CODE_VERSION = 3  # 3: measured on the test split

@@ -23,7 +23,8 @@ from ayllu.stages import STAGES, basis, make_plan, stages_of
 from ayllu.text.tokenizer import train_tokenizer
 from ayllu.train import expert as module
 from ayllu.train.expert import ExpertSettings, distinct, is_right
-from ayllu.train.sft import Practice, SftSettings
+from ayllu.train.packing import Practice
+from ayllu.train.sft import SftSettings
 
 TOKENIZER = train_tokenizer(practice_texts(0), 400)
 CHAT = Chat(TOKENIZER)

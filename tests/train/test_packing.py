@@ -16,7 +16,8 @@ from ayllu.model.decoder import Decoder
 from ayllu.reason.practice import practice_texts
 from ayllu.reason.transcript import Chat, Kind, Span, Transcript
 from ayllu.text.tokenizer import train_tokenizer
-from ayllu.train.sft import Packer, Practice, SftSettings, pack_rows, pack_whole
+from ayllu.train.packing import Packer, Practice, pack_rows, pack_whole
+from ayllu.train.sft import SftSettings
 
 CHAT = Chat(train_tokenizer(practice_texts(0), 400))
 LENGTH = 48
