@@ -88,9 +88,10 @@ def bench(
             f"{longest:,} tokens are more than the model's context of {packed.config.context:,}",
             fix="ask for fewer",
         )
-    work = workload(mode, executor, packed.config, many, prompt_tokens, context, tokens)
     if through_engine:
         work = _through_engine(executor, packed.config, mode, many, prompt_tokens, tokens)
+    else:
+        work = workload(mode, executor, packed.config, many, prompt_tokens, context, tokens)
     # Half of what is written stands before a token.
     behind = (1 + tokens) / 2 if through_engine else context
     step_bytes = read_bytes(packed, many) + many * behind * executor.block_bytes / _BLOCK

@@ -2,7 +2,7 @@
 
 What belongs to a model besides its weights goes along: the tokenizer's files, the ids that begin and end a
 text, the chat templates, the card, the licence, the attribution. A GGUF file holds of these the licence's
-name and link, the author and the attribution's text.
+name and link and the attribution's text.
 """
 
 from __future__ import annotations
@@ -146,9 +146,10 @@ def export_model(name: str, out: Path, *, form: str = "auto", kind: str | None =
 
 
 def _described(source: Path) -> dict[str, Any]:
-    """Licence and attribution of a model folder, from its card's head and ATTRIBUTION.md, as metadata."""
+    """Licence and attribution of a model folder, from its card's head and ATTRIBUTION.md, as metadata.
+    BadFileError for a link that leaves the folder."""
     found: dict[str, Any] = {}
-    card, attribution = source / "README.md", source / "ATTRIBUTION.md"
+    card, attribution = (own_file(source, name) for name in ("README.md", "ATTRIBUTION.md"))
     if card.is_file():
         lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
         head = itertools.takewhile(

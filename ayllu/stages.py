@@ -290,7 +290,7 @@ def _keyable(raw: Any) -> Any:
 def _idle(name: str, plan: Plan) -> bool:
     """Whether a given value touches no result: threads, where a GPU computes (a run may go on beside another
     number of cores)."""
-    return name == "threads" and plan.given.get("device", "cpu") != "cpu"
+    return name == "threads" and (plan.given.get("device") or "cpu") != "cpu"
 
 
 def basis(

@@ -172,7 +172,8 @@ def eval_(
     temperature
         Default: 0, and 0.7 with several samples.
     max_tokens
-        Of one answer, thinking included (default: as the task has it; 512 for a family).
+        Of one answer, thinking included (default: as the task has it, 512 for a family; for an official set
+        and a model that converses 1,024 at the least).
     thinking_budget
         At most so many tokens of thinking before each answer; 0 answers at once.
     shots

@@ -178,12 +178,20 @@ def test_a_link_to_somewhere_else_is_not_passed_on(folder: Path, tmp_path: Path)
     (tmp_path / "secret").write_text("mine", encoding="utf-8")
     strange = tmp_path / "strange"
     shutil.copytree(folder, strange)
-    for name in ("NOTICE", "README.md"):
+    (strange / "chat_template.jinja").unlink()
+
+    def to_gguf(source: str, out: Path) -> None:
+        export_model(source, out.with_suffix(".gguf"))
+
+    def pack(source: str, out: Path) -> None:
+        quantize_model(source, out, tokens=64)
+
+    for name in ("NOTICE", "README.md", "ATTRIBUTION.md", "chat_template.jinja"):
         (strange / name).symlink_to(tmp_path / "secret")
-        for verb in (import_model, lambda source, out: quantize_model(source, out, tokens=64)):
+        for verb in (import_model, pack, *([to_gguf] if name != "NOTICE" else [])):
             with pytest.raises(BadFileError, match="points outside"):
                 verb(str(strange), tmp_path / "out")
-            assert not (tmp_path / "out").exists()
+            assert not [p for p in tmp_path.iterdir() if p.name.startswith("out")]
         (strange / name).unlink()
     # The cache of a hub is links to one folder of the same model.
     hub, blobs = tmp_path / "models--x" / "snapshots" / "abc", tmp_path / "models--x" / "blobs"

@@ -106,7 +106,8 @@ def examine(
     made = _FORMS[task.form](_Exam(task, rows, before, examinee, settings, progress))
     head = {"task": task.name, "title": task.title, "form": task.form, "shots": wanted}
     protocol = task.protocol if examinee.continues else _CONVERSED.get(task.form, task.protocol)
-    # Published scores are of texts gone on with; letters, or another number of examples, are another task.
+    # Published scores are of texts gone on with. Letters are another task, and so is another number of
+    # examples; an answer or a program is the same one in conversation.
     same = wanted == task.shots if examinee.continues else task.form in ("answer", "program")
     how = {"protocol": protocol, "source": task.source, "beside": dict(task.beside) if same else {}}
     return {**head, **made, **how}
@@ -188,7 +189,8 @@ _LETTERS = "a turn of the user's with lettered options; likelihood of each lette
 _CONVERSED = {  # the protocol with a model that converses
     "choice": _LETTERS,
     "mass": _LETTERS,
-    "answer": "a turn of the user's; strict is the answer alone (a number also after ####)",
+    "answer": "a turn of the user's, with the form asked for where the model wasn't trained here; strict is "
+    "that form, or the answer alone",
     "program": "a turn of the user's with the head of the function; strict is code alone, run in the sandbox",
 }
 

@@ -20,7 +20,7 @@ from ayllu.evals.contamination import practised_texts, refuse_overlap
 from ayllu.reason.practice import read_rows
 from ayllu.stage import StageContext, free
 
-CODE_VERSION = 2  # 2: data that isn't read is refused
+CODE_VERSION = 3  # 3: texts are compared in one form
 
 
 @dataclass(frozen=True)

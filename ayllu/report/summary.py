@@ -62,7 +62,7 @@ def summarise(
 
 def plain_key(machine: dict[str, Any]) -> str:
     """What tells machines apart, as text."""
-    changing = ("system", "python", "torch")
+    changing = ("system", "python", "torch", "threads", "logical_processors", "memory_gib")
     return json.dumps({k: v for k, v in machine.items() if k not in changing}, sort_keys=True, default=str)
 
 

@@ -2,8 +2,8 @@
 
 A full request head must come within a time: uvicorn times the pause between two requests, not a head that
 never ends (Slowloris, 2009). An answer that was given before its request's body had come (a refusal) is the
-end of its connection. And who doesn't read an answer is left after a time, as far as the kernel can tell
-(TCP_USER_TIMEOUT of Linux; RFC 5482).
+end of its connection, unless the body and another request come within that time. And who doesn't read an
+answer is left after a time, as far as the kernel can tell (TCP_USER_TIMEOUT of Linux; RFC 5482).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Connection(H11Protocol):
         self._stop()
 
     def _watch(self) -> None:
-        # DONE before the other side: uvicorn reads no further request here, whatever still comes.
+        # DONE before the other side: a refused body that still may come, and that nothing else times.
         if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
             self._stop()
         elif self._head_timer is None:

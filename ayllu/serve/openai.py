@@ -167,7 +167,8 @@ def parse_chat(body: bytes, *, native: bool = True) -> tuple[ChatRequest, list[s
 def _refuse_unknown_wishes(fields: dict[str, Any]) -> None:
     """400 for fields of other servers that would change the answer."""
     for name, instead in NOT_SERVED.items():
-        if fields.get(name) not in _NEUTRAL:
+        # An empty object switches the search on.
+        if fields.get(name) not in (_NEUTRAL if name != "web_search_options" else (None,)):
             raise invalid(f"{name!r} is not served: {instead}", name, "unsupported_value")
     for name in _PENALTIES:
         if fields.get(name) not in (None, 1):

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ayllu.errors import ModelFileDamagedError, RequestError
+from ayllu.files import own_file
 from ayllu.text.tokenizer import SPLIT, Tokenizer
 from ayllu.text.vocabularies.bytelevel import GPT2, LLAMA3, QWEN2
 from ayllu.text.vocabularies.conventions import read_object, token_name
@@ -185,9 +186,10 @@ def _templates(folder: Path, spoken: Mapping[str, Any]) -> dict[str, str]:
     elif said is not None:
         found["default"] = said
     for file in (folder / "chat_template.jinja", *sorted((folder / TEMPLATES).glob("*.jinja"))):
-        if file.is_file():
+        own = own_file(folder, file.relative_to(folder).as_posix())  # a link to elsewhere isn't passed on
+        if own.is_file():
             alone = file.parent == folder
-            found["default" if alone else file.stem] = file.read_text(encoding="utf-8")
+            found["default" if alone else file.stem] = own.read_text(encoding="utf-8")
     named = {str(n): t for n, t in found.items() if isinstance(t, str) and _NAME.fullmatch(str(n))}
     return {_TEMPLATE if name == "default" else f"{_TEMPLATE}.{name}": text for name, text in named.items()}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,45 +36,63 @@ def hold_out(documents: Iterable[Document], *, share: float, seed: int) -> Split
     """Choose about `share` of the bytes of each language.
 
     Works are drawn in hash order, from the source that lacks most to its own share first, so that the
-    held-out text resembles the rest; a work that would go beyond the language's share is passed over.
-    Where every work is larger than that, the smallest one is taken, so that each language is measured.
-    A language with a single work gives its last documents; with a single document nothing (noted). A work
-    that is there in several languages is held out in all of them or in none.
+    held-out text resembles the rest; a work that would go beyond the share of any language that has it is
+    passed over. Where every work is larger than that, the smallest one is taken, so that each language is
+    measured. A work that is there in several languages is held out in all of them or in none. A language
+    with a single work gives its last documents, unless others decide about that work; with a single document
+    nothing (all noted).
     """
     languages: dict[str, dict[str, list[Document]]] = {}
     names: dict[tuple[str, str], str] = {}
-    everywhere: dict[str, list[Document]] = {}
     for document in sorted(documents, key=lambda d: d.source):
         work = names.setdefault(_identity(document), document.work)  # that of its first source
         languages.setdefault(document.language, {}).setdefault(work, []).append(document)
-        everywhere.setdefault(work, []).append(document)
+    sizes = {
+        language: {work: sum(d.bytes for d in parts) for work, parts in works.items()}
+        for language, works in languages.items()
+    }
+    total = {language: sum(size.values()) for language, size in sizes.items()}
+    room = {language: share * amount for language, amount in total.items()}
     chosen: set[str] = set()
+
+    def sides(work: str) -> list[str]:
+        return [language for language, size in sizes.items() if work in size]
+
+    def fits(work: str) -> bool:
+        return all(sizes[language][work] <= room[language] for language in sides(work))
+
+    def take(work: str) -> None:
+        chosen.add(work)
+        for language in sides(work):
+            room[language] -= sizes[language][work]
+
+    for language, works in sorted(languages.items()):
+        if len(works) > 1:
+            _draw(works, sizes[language], chosen, fits, take, share=share, seed=seed)
+            if chosen.isdisjoint(works):
+                free = [
+                    work
+                    for work in works
+                    if all(sizes[other][work] <= room[other] for other in sides(work) if other != language)
+                ]
+                take(min(free or works, key=lambda w: (sizes[language][w], w)))
     heldout: set[str] = set()
     notes: list[str] = []
     for language, works in sorted(languages.items()):
-        size = {work: sum(d.bytes for d in parts) for work, parts in works.items()}
-        total = sum(size.values())
-        (first, parts), *others = works.items()
-        if others:
-            chosen.update(_draw(works, size, chosen, share=share, seed=seed))
-            held = sum(size[work] for work in chosen if work in works)
-            if held > 2 * share * total:
-                notes.append(f"{language}: its works are large, {held / total:.0%} of it is held out")
-        elif len(everywhere[first]) > len(parts):
-            notes.append(
-                f"{language}: one work only, which other languages have too: all of it is on one side"
-            )
-        elif len(parts) == 1:
+        heldout.update(d.id for work, parts in works.items() if work in chosen for d in parts)
+        held = sum(sizes[language][work] for work in chosen if work in works)
+        (only, parts), *others = works.items()
+        if held == total[language]:
+            notes.append(f"{language}: all of it is held out, with works that other languages have too")
+        elif others and held > 2 * share * total[language]:
+            notes.append(f"{language}: its works are large, {held / total[language]:.0%} of it is held out")
+        elif not others and any(len(languages[other]) > 1 for other in sides(only)):
+            notes.append(f"{language}: one work only, which other languages decide about: nothing held out")
+        elif not others and len(parts) == 1:
             notes.append(f"{language}: one document only, nothing held out")
-        else:
+        elif not others:
             notes.append(f"{language}: one work only, its last part is held out")
-            budget = share * total
-            for document in reversed(parts[1:]):
-                heldout.add(document.id)
-                budget -= document.bytes
-                if budget <= 0:
-                    break
-    heldout.update(d.id for work in chosen for d in everywhere[work])
+            heldout.update(_last(parts, share * total[language]))
     return Split(frozenset(heldout), tuple(notes))
 
 
@@ -85,32 +103,45 @@ def _identity(document: Document) -> tuple[str, str]:
     return "", document.work
 
 
+def _last(parts: list[Document], budget: float) -> list[str]:
+    """The ids of the last documents of a work, but never its first."""
+    found = []
+    for document in reversed(parts[1:]):
+        found.append(document.id)
+        budget -= document.bytes
+        if budget <= 0:
+            break
+    return found
+
+
 def _draw(
-    works: dict[str, list[Document]], size: dict[str, int], chosen: set[str], *, share: float, seed: int
-) -> list[str]:
-    """Works of one language worth at most `share` of its bytes, together with those that another language has
-    `chosen`; where every work is too large, the smallest one."""
+    works: dict[str, list[Document]],
+    size: dict[str, int],
+    chosen: set[str],
+    fits: Callable[[str], bool],
+    take: Callable[[str], None],
+    *,
+    share: float,
+    seed: int,
+) -> None:
+    """Take works of one language worth at most `share` of its bytes, together with those `chosen` already."""
     waiting: dict[str, list[str]] = {}  # per source, its works in the order of the draw
     for work in sorted(works, key=lambda w: order_of(w, seed)):
         waiting.setdefault(works[work][0].source, []).append(work)
-    lacks = {source: share * sum(size[w] for w in drawn) for source, drawn in waiting.items()}
-    for source, drawn in waiting.items():
-        lacks[source] -= sum(size[work] for work in drawn if work in chosen)
-    room = sum(lacks.values())
-    taken = [work for work in works if work in chosen]
+    lacks = {
+        source: share * sum(size[w] for w in drawn) - sum(size[w] for w in drawn if w in chosen)
+        for source, drawn in waiting.items()
+    }
     # What doesn't fit now never will, as the room only shrinks: one pass over each source.
     coming = {source: iter([w for w in drawn if w not in chosen]) for source, drawn in waiting.items()}
     while lacks:
         source = max(lacks, key=lambda s: (lacks[s], s))
-        fitting = (work for work in coming[source] if size[work] <= room)
-        drawn_work = next(fitting, None) if lacks[source] > 0 else None
-        if drawn_work is None:
+        found = next((w for w in coming[source] if fits(w)), None) if lacks[source] > 0 else None
+        if found is None:
             del lacks[source]
             continue
-        taken.append(drawn_work)
-        room -= size[drawn_work]
-        lacks[source] -= size[drawn_work]
-    return taken or [min(works, key=lambda w: (size[w], w))]
+        take(found)
+        lacks[source] -= size[found]
 
 
 def mixture_table(

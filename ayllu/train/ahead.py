@@ -4,7 +4,7 @@ On a CPU training and writing share the cores, and nothing is won. Beside a GPU 
 some processes draws and packs whole chunks of batches. A chunk is a function of the seed and its number, so
 that it doesn't matter who makes it; where a process dies, its chunk is made here. They talk by pipes: what is
 practised as a line of JSON, then numbers; back come arrays in NumPy's own form, which holds nothing but
-numbers.
+numbers. (A stage's peak of memory counts the training process alone.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -71,19 +71,19 @@ class Ahead:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="ayllu-ahead")
         self._mine, self._lock = threading.local(), threading.Lock()
         self._workers: list[subprocess.Popen[bytes]] = []
+        self._closing = False
 
     def __enter__(self) -> Ahead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._kill()
+        with self._lock:
+            self._closing = True  # from here on nobody is started, and nothing is made here
+            for worker in self._workers:
+                worker.kill()
         self._pool.shutdown(cancel_futures=True)
-        self._kill()  # whoever was started meanwhile
         for worker in self._workers:
-            worker.wait()
-            for pipe in (worker.stdin, worker.stdout):
-                if pipe is not None:
-                    pipe.close()
+            _buried(worker)
 
     def batch(self, number: int, device: str) -> Batch:
         """As Practice gives it."""
@@ -96,11 +96,6 @@ class Ahead:
         arrays = self._coming[here].result()
         return Batch(*(torch.from_numpy(array[number % CHUNK]).to(device) for array in arrays))
 
-    def _kill(self) -> None:
-        with self._lock:
-            for worker in self._workers:
-                worker.kill()
-
     # ---- on the pool's threads
     def _made(self, chunk: int) -> list[np.ndarray]:
         with contextlib.suppress(OSError, EOFError, ValueError):
@@ -112,26 +107,38 @@ class Ahead:
             with np.load(io.BytesIO(_exactly(worker.stdout, size)), allow_pickle=False) as found:
                 return [found[f"arr_{place}"] for place in range(len(_FIELDS))]
         with self._lock:  # it has died, for want of memory, say
+            if self._closing:
+                raise CancelledError
             return pack_chunk(self.practice, chunk)
 
     def _worker(self) -> subprocess.Popen[bytes]:
-        """This thread's process."""
-        if (mine := getattr(self._mine, "worker", None)) is None or mine.poll() is not None:
+        """This thread's process. One that has died isn't replaced: OSError."""
+        if getattr(self._mine, "worker", None) is None:
             words = [sys.executable, "-m", "ayllu.train.ahead"]
-            worker = subprocess.Popen(
-                words,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C in a terminal is for us
-            )
             with self._lock:
+                if self._closing:
+                    raise CancelledError
+                worker = subprocess.Popen(
+                    words,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
+                    start_new_session=True,  # Ctrl-C in a terminal is for us
+                )
                 self._workers.append(worker)
             assert worker.stdin is not None
             worker.stdin.write(self._told)
             self._mine.worker = worker
         found: subprocess.Popen[bytes] = self._mine.worker
         return found
+
+
+def _buried(worker: subprocess.Popen[bytes]) -> None:
+    worker.wait()
+    for pipe in (worker.stdin, worker.stdout):
+        with contextlib.suppress(OSError):  # what was on its way to a dead one
+            if pipe is not None:
+                pipe.close()
 
 
 def _exactly(pipe: IO[bytes], size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Scores: rules of choice, votes, several samples, bits per character, against sums done by hand."""
+"""Scores: rules of choice, votes, several samples, bits per byte, against sums done by hand."""
 
 import math
 from dataclasses import replace

@@ -34,7 +34,7 @@ def test_a_body_that_is_refused_and_never_comes(scripted, monkeypatch, key):
             assert time.monotonic() - began < 5, "closed without another word"
 
 
-def test_a_body_that_comes_after_its_answer_ends_the_connection(scripted, monkeypatch):
+def test_a_body_that_comes_after_its_answer_is_timed_all_the_same(scripted, monkeypatch):
     monkeypatch.setattr(Connection, "head_seconds", 0.3)
     with scripted(*SHORT) as running:
         head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n"

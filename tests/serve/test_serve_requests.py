@@ -45,6 +45,7 @@ TOOL = {"type": "function", "function": {"name": "a", "strict": True}}
         ({"function_call": {"name": "a"}}, "function_call"),
         ({"guided_json": {"type": "object"}}, "guided_json"),
         ({"min_tokens": 5}, "min_tokens"),
+        ({"web_search_options": {}}, "web_search_options"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"tools": [{"type": "function", "function": {"name": "a\n"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "a\nb"}}]}, "tools[0].function.name"),

@@ -93,7 +93,28 @@ def test_editions_and_translations_lie_on_one_side(seed: int) -> None:
     for language in ("de", "en"):
         assert any(d.id in split.heldout for d in documents if d.language == language)
         assert any(d.id not in split.heldout for d in documents if d.language == language)
-    assert any(note.startswith("nl: one work only, which other languages have too") for note in split.notes)
+    assert any(note.startswith("nl: ") for note in split.notes), "its only work is another language's, too"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_small_part_in_another_language_does_not_hold_out_most_of_the_first(seed: int) -> None:
+    large = [replace(novel(n, title="Large"), text="x" * 6000) for n in range(10)]
+    small = [novel(0, title=f"Small {n}") for n in range(400)]
+    others = [novel(n, title=f"Te {n}", language="te") for n in range(9)]
+    others.append(novel(0, title="Large", language="te"))
+    split = hold_out([*large, *small, *others], share=0.05, seed=seed)
+    held = sum(d.bytes for d in [*large, *small] if d.id in split.heldout)
+    assert 0 < held <= 0.05 * 100_000 and not split.notes[:-1]
+
+
+def test_one_work_in_two_languages_still_gives_its_last_parts() -> None:
+    """A long file with a foreign appendix, or a book with its translation, and nothing else."""
+    parts = [novel(n, language="de" if n < 8 else "en") for n in range(10)]
+    split = hold_out(parts, share=0.1, seed=0)
+    assert split.heldout == {parts[7].id, parts[9].id}
+    assert split.notes == (
+        "de: one work only, its last part is held out", "en: one work only, its last part is held out"
+    )  # fmt: skip
 
 
 def test_one_title_by_two_authors_is_two_works() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -57,23 +57,32 @@ def test_others_make_the_same_batches(
     assert max(source._coming) == 2, "nothing is made beyond the last step"
 
 
-def test_what_a_process_took_with_it_is_made_here(practice: Practice, source: Ahead) -> None:
-    first = source.batch(0, "cpu")
+def test_what_a_process_took_with_it_is_made_here(
+    practice: Practice, source: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, made = source.batch(0, "cpu"), list[int]()
+    source.batch(CHUNK, "cpu"), source.batch(2 * CHUNK, "cpu")  # all that is to come has come
     for worker in source._workers:
         worker.kill()
+        worker.wait()
     source._coming.clear()
+    monkeypatch.setattr(module, "pack_chunk", lambda p, n: made.append(n) or pack_chunk(p, n))
     assert same(source.batch(0, "cpu"), first)
     assert same(source.batch(2 * CHUNK + 1, "cpu"), practice.batch(2 * CHUNK + 1, "cpu"))
+    assert sorted(made) == [0, 1, 2] and len(source._workers) <= 2, "the dead aren't replaced"
 
 
-def test_nobody_is_left_behind(practice: Practice, folder: Path) -> None:
+def test_nobody_is_left_behind_and_nothing_is_made_for_nobody(
+    practice: Practice, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: dict[str, Any] = {"root": str(folder), "gsm8k": []}
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Ahead(practice, folder, given, workers=2, steps=99) as made:
-        made.batch(0, "cpu")
+    with pytest.raises(KeyboardInterrupt), Ahead(practice, folder, given, workers=2, steps=9999) as made:
+        made.batch(0, "cpu")  # further chunks are being made meanwhile
+        monkeypatch.setattr(module, "pack_chunk", lambda *_: pytest.fail("was made here"))
         raise KeyboardInterrupt
     assert all(worker.poll() is not None for worker in made._workers) and made._workers
-    assert time.monotonic() - began < 60
+    left = [future for future in made._coming.values() if not future.cancelled() and future.exception()]
+    assert all(isinstance(future.exception(), CancelledError) for future in left)
 
 
 @pytest.mark.parametrize(("device", "cores", "workers"), [("cpu", 16, 0), ("cuda", 2, 0), ("cuda", 16, 8)])

@@ -70,7 +70,8 @@ def from_metadata(values: dict[str, Any], path: Path) -> Vocabulary:
     found.bos = _id(values, "bos_token_id", size, found.bos)
     ends = [_id(values, f"{name}_token_id", size) for name in ("eos", "eot", "eom")]
     found.eos = tuple(dict.fromkeys(end for end in (*ends, *found.eos) if end is not None))
-    begins = bool(found.prefix) or _value(values, "pre", str, "") in BEGIN
+    # A whole tokenizer.json says by itself what a text begins with.
+    begins = bool(found.prefix) or (not whole and _value(values, "pre", str, "") in BEGIN)
     adds = _value(values, "add_bos_token", bool, begins)
     found.prefix = (found.bos,) if adds and found.bos is not None else ()
     found.chat_templates = {
