@@ -132,5 +132,5 @@ def test_a_row_that_does_not_fit_is_none_and_the_others_are_scored(engine):
     short = Choice("a", "", "", (("The dog", " ran"), ("The dog", " sat")), ("ran", "sat"), (0,))
     long = Choice("b", "", "", ((LONG * 6, " ran"), (LONG * 6, " sat")), ("ran", "sat"), (0,))
     ways = subject.ways([long, short], [Shots(), Shots()], lambda done: None)
-    assert ways[0] is None and [way.bytes for way in ways[1]] == [3, 3]
+    assert ways[0] is None and [way.characters for way in ways[1]] == [3, 3]
     assert all(way.alone is not None and len(way.alone) for way in ways[1])
