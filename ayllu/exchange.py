@@ -67,13 +67,12 @@ def import_model(name: str, out: Path, *, dtype: str = "auto") -> dict[str, Any]
         config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _IDS}
         ids = {key: values[key] for key in _IDS if values.get(key) is not None}
         if source.is_file():
-            write_json(folder / "config.json", config | ids)
             _write_vocabulary(source, folder, ids)
         else:
             copy_beside(source, folder)
             if not ids and not (folder / "generation_config.json").exists():
                 ids = _ids_of_tokenizer(source, folder)
-            write_json(folder / "config.json", config | ids)
+        write_json(folder / "config.json", config | ids)
     return _summary(model, out, "hf", config["dtype"]) | {"tokenizer": _has_tokenizer(out)}
 
 

@@ -198,8 +198,7 @@ class Service:
     @contextlib.contextmanager
     def places(self, choices: int) -> Iterator[None]:
         """Room for `choices` answers while they are prepared; `start_job` takes it over. QueueFullError when
-        too
-        many wait already, ShuttingDownError, EngineFailedError."""
+        too many wait already, ShuttingDownError, EngineFailedError."""
         self._refuse_when_ending()
         if self._open_answers + choices > self.limits.running + self.limits.waiting:
             raise QueueFullError("too many requests wait already; try again in a moment")

@@ -93,10 +93,11 @@ class CudaExecutor(TorchExecutor):
             return super().step(batch)
         changes = np.diff(batch.sequence_T) != 0
         single_T = np.r_[True, changes] & np.r_[changes, True]
-        singles = _only(batch, single_T)
+        alone = bool(single_T.all())  # as nearly always
+        singles = batch if alone else _only(batch, single_T)
         if not single_T.any() or not self._fits(singles):
             return super().step(batch)
-        if single_T.all():
+        if alone:
             return self._decoded(batch)
         # Texts know nothing of each other: those that get one token keep their graph beside a new prompt.
         found_LV = self._decoded(singles), super().step(_only(batch, ~single_T))
