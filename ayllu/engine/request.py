@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ayllu.errors import RequestError
 
@@ -243,8 +243,7 @@ class SamplingState(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Whose next token a row of logits decides. `drafts`: proposed tokens between what the sequence has
     and this place (speculation); the others have none."""
 
@@ -257,14 +256,13 @@ class Row:
         return len(self.sequence.token_ids) + len(self.drafts)
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(NamedTuple):
     """A chosen token, its log-probability by the unmodified model (nats, temperature 1), and the likeliest
     tokens with theirs (`top_logprobs` of them, falling; ties by lowest id)."""
 
     token: int
     logprob: float
-    top: list[tuple[int, float]] = field(default_factory=list)
+    top: list[tuple[int, float]] | None = None
 
 
 @dataclass(eq=False)

@@ -25,10 +25,10 @@ SIMD_INLINE void scores_of(const AttentionRows& a, size_t row, const uint8_t* ke
         for (size_t r = 0; r < R; ++r) {
             int32_t start;
             std::memcpy(&start, q[row + r] + a.dim, 4);
-            dots[r] = all_int(start);
+            dots[r] = bytes_start(start);
         }
         for (size_t i = 0; i < a.dim / 4; ++i) {
-            const Line line = load_line(keys + i * 64);
+            const Bytes line = bytes_of(load_line(keys + i * 64));
             for (size_t r = 0; r < R; ++r) dots[r] = dot4(dots[r], line, q[row + r] + i * 4);
         }
         const Float scale = load(reinterpret_cast<const float*>(keys + a.dim * CACHE_TOKENS));

@@ -16,16 +16,6 @@
 
 namespace ayllu::LEVEL {
 
-// A tile of a product, whose sums are to stay in registers: of those AVX-512 has thirty-two of one Float, AVX2
-// sixteen of half a Float, plain x86 sixteen of a quarter.
-#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
-constexpr size_t TALL = 6, SIDE = 2;
-#elif defined(__AVX2__) && defined(__FMA__)
-constexpr size_t TALL = 6, SIDE = 1;
-#else
-constexpr size_t TALL = 2, SIDE = 1;
-#endif
-
 // c (m, n) = or += a (m, k) b (k, n); n is a multiple of 16, b's and c's rows are contiguous.
 struct Product {
     size_t m, n, k;

@@ -48,8 +48,9 @@ struct Matrix {
     size_t bytes() const { return blocks() * block_bytes(); }
 };
 
-// Activations of some rows of `stride` columns (padded): float32, and for the whole-number formats quantised, q = round(x / scale) in -127..127 per group of 32, and `sums`, the sum of q over each group times -128
-// or -8 (what the weights' offset adds to every product, taken back by starting from it).
+// Activations of some rows of `stride` columns (padded): float32, and for the whole-number formats quantised,
+// q = round(x / scale) in -127..127 per group of 32, and `sums`, the sum of q over each group times -128 or -8 (what the
+// weights' offset adds to every product, taken back by starting from it).
 struct Activations {
     const float* f32 = nullptr;
     const int8_t* q = nullptr;

@@ -1,7 +1,7 @@
 // Products of packed weights with some rows of activations. Included by compute.h only.
 //
-// One row, or a few: the weights stream by once (decoding is bound by reading them). Many rows, a prompt: two blocks
-// of weights stay near while tiles of six rows pass, so that each value that is loaded is used several times (the
+// One row, or a few: the weights stream by once (decoding is bound by reading them). Many rows, a prompt: a block or
+// two of weights stay near while tiles of some rows pass, so that each value that is loaded is used several times (the
 // register tiling of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008); the rows pass
 // in panels that the second-level cache holds. Whichever way, an output is the same chain of operations.
 #pragma once
@@ -13,10 +13,9 @@
 
 namespace ayllu::LEVEL {
 
-constexpr size_t FEW = 8;                // rows of x that share one pass over the weights
-constexpr size_t TILE = 6, PAIR = 2;     // rows and blocks of a tile: 12 sums of integers, 12 of floats, 32 registers
-constexpr size_t AHEAD = 4096;           // bytes
-constexpr size_t PANEL = 512 * 1024;     // bytes of activations that stay in the second-level cache
+constexpr size_t FEW = 8;             // rows of x that don't make tiles
+constexpr size_t AHEAD = 4096;        // bytes
+constexpr size_t PANEL = 512 * 1024;  // bytes of activations that stay in the second-level cache
 
 // Weights are read once, in order. Asking for their lines a few kilobytes early, into the second-level cache, gives
 // 1.5 times the rate from memory and 2 times from the third-level cache (lab log).
@@ -31,11 +30,18 @@ struct Operands {
     size_t block_bytes, superblocks;
     const Activations& x;
     size_t row;
-    bool fresh;  // the weights come from memory: ask ahead
+    bool fresh;           // the weights come from memory: ask ahead
+    bool spread = false;  // nibbles in the layout of int8, see `spread`
 };
 
-template <size_t R, size_t B>
+template <bool SPREAD, size_t R, size_t B>
 SIMD_INLINE void tile_int8(const Operands& o, Float (&sums)[R][B]) {
+    constexpr auto ready = [](Line line) {
+        if constexpr (SPREAD)
+            return line;
+        else
+            return bytes_of(line);
+    };
     const size_t groups = o.x.stride / GROUP;
     const uint8_t* data = o.data;
     for (size_t s = 0; s < o.superblocks; ++s, data += 64 + SUPERBLOCK * LANES) {
@@ -45,13 +51,15 @@ SIMD_INLINE void tile_int8(const Operands& o, Float (&sums)[R][B]) {
                 for (size_t b = 0; b < B; ++b)
                     half ? ahead<8>(data + b * o.block_bytes + 9 * 64) : ahead<9>(data + b * o.block_bytes);
             Int dots[R][B];
-            for (size_t r = 0; r < R; ++r)
-                for (size_t b = 0; b < B; ++b) dots[r][b] = all_int(o.x.sums[at + r * groups]);
+            for (size_t r = 0; r < R; ++r) {
+                const int32_t start = o.x.sums[at + r * groups];
+                for (Int& dot : dots[r]) dot = SPREAD ? all_int(start) : bytes_start(start);
+            }
             const uint8_t* lines = data + 64 + half * 512;
             const int8_t* q = o.x.q + o.row * o.x.stride + s * SUPERBLOCK + half * GROUP;
             for (size_t i = 0; i < 8; ++i) {
-                Line line[B];
-                for (size_t b = 0; b < B; ++b) line[b] = load_line(lines + b * o.block_bytes + i * 64);
+                decltype(ready(Line{})) line[B];
+                for (size_t b = 0; b < B; ++b) line[b] = ready(load_line(lines + b * o.block_bytes + i * 64));
                 for (size_t r = 0; r < R; ++r) dots_of<B>(dots[r], line, q + r * o.x.stride + i * 4);
             }
             for (size_t b = 0; b < B; ++b) {
@@ -98,49 +106,55 @@ SIMD_INLINE void tile_int4(const Operands& o, Float (&sums)[R][B]) {
     }
 }
 
-// The weights are widened and multiplied with float32 activations: on the machines measured VDPBF16PS has a third of
-// that rate, and less precision. Even and odd columns have sums of their own.
-template <size_t R, size_t B>
-SIMD_INLINE void tile_bf16(const Operands& o, Float (&sums)[R][B]) {
-    const size_t lines = o.superblocks * SUPERBLOCK / 2;
-    Float other[R][B];
-    for (auto& row : other)
-        for (Float& sum : row) sum = all(0.f);
-    for (size_t i = 0; i < lines; ++i) {
-        if (i % 8 == 0 && o.fresh)
-            for (size_t b = 0; b < B; ++b) ahead<8>(o.data + b * o.block_bytes + i * 64);
+// Two columns of weights.
+struct Columns {
+    Float even, odd;
+};
+template <Format F>
+SIMD_INLINE Columns columns_at(const uint8_t* data) {
+    if constexpr (F == BF16) {
+        const Line line = load_line(data);
+        return {even_bf16(line), odd_bf16(line)};
+    } else {
+        const float* lines = reinterpret_cast<const float*>(data);
+        return {load(lines), load(lines + LANES)};
+    }
+}
+
+template <Format F, bool EVEN, bool ODD, size_t R, size_t B>
+SIMD_INLINE void pass_over(const Operands& o, Float (&even)[R][B], Float (&odd)[R][B]) {
+    constexpr size_t size = F == BF16 ? 2 : 4;  // of a weight, in bytes
+    const size_t columns = o.superblocks * SUPERBLOCK;
+    for (size_t k = 0; k < columns; k += 2) {
         for (size_t b = 0; b < B; ++b) {
-            const Line line = load_line(o.data + b * o.block_bytes + i * 64);
-            const Float even = even_bf16(line), odd = odd_bf16(line);
+            const uint8_t* data = o.data + b * o.block_bytes + k * LANES * size;
+            if (EVEN && o.fresh && k % (32 / size) == 0) ahead<8>(data);
+            const Columns w = columns_at<F>(data);
             for (size_t r = 0; r < R; ++r) {
-                const float* two = o.x.f32 + (o.row + r) * o.x.stride + i * 2;
-                sums[r][b] = fma(even, all(two[0]), sums[r][b]);
-                other[r][b] = fma(odd, all(two[1]), other[r][b]);
+                const float* x = o.x.f32 + (o.row + r) * o.x.stride + k;
+                if constexpr (EVEN) even[r][b] = fma(w.even, all(x[0]), even[r][b]);
+                if constexpr (ODD) odd[r][b] = fma(w.odd, all(x[1]), odd[r][b]);
             }
         }
     }
-    for (size_t r = 0; r < R; ++r)
-        for (size_t b = 0; b < B; ++b) sums[r][b] = fma(all(1.f), other[r][b], sums[r][b]);
 }
 
-template <size_t R, size_t B>
-SIMD_INLINE void tile_f32(const Operands& o, Float (&sums)[R][B]) {
-    const size_t columns = o.superblocks * SUPERBLOCK;
+// bfloat16 weights are widened and multiplied with float32 activations: on the machines measured VDPBF16PS has a third
+// of that rate, and less precision. Even and odd columns have sums of their own. Where registers don't hold both, the
+// odd ones come in a second pass over the weights, which are near by then: sums that go to memory and back after each
+// product cost two thirds of the rate (lab log).
+template <Format F, size_t R, size_t B>
+SIMD_INLINE void tile_float(const Operands& o, Float (&sums)[R][B]) {
     Float other[R][B];
-    for (auto& row : other)
-        for (Float& sum : row) sum = all(0.f);
-    for (size_t k = 0; k < columns; k += 2) {
-        if (k % 8 == 0 && o.fresh)
-            for (size_t b = 0; b < B; ++b) ahead<8>(o.data + b * o.block_bytes + k * 64);
-        for (size_t b = 0; b < B; ++b) {
-            const float* lines = reinterpret_cast<const float*>(o.data + b * o.block_bytes) + k * LANES;
-            const Float even = load(lines), odd = load(lines + LANES);
-            for (size_t r = 0; r < R; ++r) {
-                const float* values = o.x.f32 + (o.row + r) * o.x.stride + k;
-                sums[r][b] = fma(even, all(values[0]), sums[r][b]);
-                other[r][b] = fma(odd, all(values[1]), other[r][b]);
-            }
-        }
+    if constexpr (2 * R * B <= SUMS) {
+        for (auto& row : other)
+            for (Float& sum : row) sum = all(0.f);
+        pass_over<F, true, true>(o, sums, other);
+    } else {
+        pass_over<F, true, false>(o, sums, other);
+        for (auto& row : other)
+            for (Float& sum : row) sum = all(0.f);
+        pass_over<F, false, true>(o, sums, other);
     }
     for (size_t r = 0; r < R; ++r)
         for (size_t b = 0; b < B; ++b) sums[r][b] = fma(all(1.f), other[r][b], sums[r][b]);
@@ -153,12 +167,12 @@ static void tile(Format format, const Operands& o, float* y, size_t stride, bool
     for (auto& row : sums)
         for (Float& sum : row) sum = all(0.f);
     switch (format) {
-        case INT8: tile_int8<R, B>(o, sums); break;
+        case INT8: o.spread ? tile_int8<true>(o, sums) : tile_int8<false>(o, sums); break;
         case INT4:
             if constexpr (B == 1) tile_int4<R, B>(o, sums);
             break;
-        case BF16: tile_bf16<R, B>(o, sums); break;
-        default: tile_f32<R, B>(o, sums); break;
+        case BF16: tile_float<BF16>(o, sums); break;
+        default: tile_float<F32>(o, sums); break;
     }
     for (size_t r = 0; r < R; ++r)
         for (size_t b = 0; b < B; ++b) {
@@ -201,37 +215,43 @@ static void spread(const uint8_t* from, size_t superblocks, uint8_t* to) {
 static void matmul(const Matrix& w, const Activations& x, size_t rows, float* y, size_t y_stride, bool add,
                    size_t first, size_t last) {
     const size_t block_bytes = w.block_bytes(), count = w.superblocks();
+    const bool whole = w.format == INT8 || w.format == INT4;
+    const size_t tall = whole ? WHOLE_TALL : TALL;
     if (rows <= FEW) {
-        if (rows)
-            for (size_t block = first; block < last; ++block) {
-                const Operands o{w.data + block * block_bytes, block_bytes, count, x, 0, true};
-                some_rows<1>(rows, w.format, o, y + block * LANES, y_stride, add,
+        // Where registers hold all of their sums they share one pass, else even shares of them have one each.
+        const size_t passes = SIDE > 1 ? 1 : (rows + tall - 1) / tall;
+        for (size_t block = first; rows && block < last; ++block) {
+            Operands o{w.data + block * block_bytes, block_bytes, count, x, 0, true};
+            for (size_t pass = 1; pass <= passes; ++pass, o.fresh = false) {
+                const size_t end = rows * pass / passes;
+                some_rows<1>(end - o.row, w.format, o, y + o.row * y_stride + block * LANES, y_stride, add,
                              w.bias ? w.bias + block * LANES : nullptr);
+                o.row = end;
             }
+        }
         return;
     }
-    const bool whole = w.format == INT8 || w.format == INT4;
-    const size_t panel = std::max(TILE, PANEL / (x.stride * (whole ? 1 : 4)) / TILE * TILE);
+    const size_t panel = std::max(tall, PANEL / (x.stride * (whole ? 1 : 4)) / tall * tall);
     thread_local std::vector<uint8_t> bytes;
     const size_t spread_bytes = count * superblock_bytes(INT8);
-    if (w.format == INT4 && bytes.size() < PAIR * spread_bytes) bytes.resize(PAIR * spread_bytes);
+    if (w.format == INT4 && bytes.size() < SIDE * spread_bytes) bytes.resize(SIDE * spread_bytes);
     for (size_t begin = 0; begin < rows; begin += panel) {
         const size_t end = std::min(begin + panel, rows);
-        for (size_t block = first; block < last; block += PAIR) {
-            const size_t blocks = std::min(PAIR, last - block);
+        for (size_t block = first; block < last; block += SIDE) {
+            const size_t blocks = std::min(SIDE, last - block);
             Operands o{w.data + block * block_bytes, block_bytes, count, x, begin, begin == 0};
             Format format = w.format;
             if (format == INT4) {
                 for (size_t b = 0; b < blocks; ++b)
                     spread(o.data + b * block_bytes, count, bytes.data() + b * spread_bytes);
-                o.data = bytes.data(), o.block_bytes = spread_bytes, o.fresh = false, format = INT8;
+                o.data = bytes.data(), o.block_bytes = spread_bytes, o.fresh = false, o.spread = true, format = INT8;
             }
-            for (; o.row < end; o.row += TILE, o.fresh = false) {
-                const size_t here = std::min(TILE, end - o.row);
+            for (; o.row < end; o.row += tall, o.fresh = false) {
+                const size_t here = std::min(tall, end - o.row);
                 float* to = y + o.row * y_stride + block * LANES;
                 const float* bias = w.bias ? w.bias + block * LANES : nullptr;
-                if (blocks == PAIR)
-                    some_rows<PAIR>(here, format, o, to, y_stride, add, bias);
+                if (blocks == SIDE)
+                    some_rows<SIDE>(here, format, o, to, y_stride, add, bias);
                 else
                     some_rows<1>(here, format, o, to, y_stride, add, bias);
             }

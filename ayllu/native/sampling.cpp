@@ -19,13 +19,15 @@ CLONES static void sample_rows(const float* logits, const float* temperatures, c
         const float* l = logits + row * vocab;
         const float top = largest(l, vocab);
         float sum = 0.f;
-        for (size_t i = 0; i < vocab; ++i) sum += exp_fast(l[i] - top);
+        for (size_t i = 0; i < vocab; ++i) sum += buffer[i] = exp_fast(l[i] - top);
         size_t token = 0;
         if (temperatures[row] <= 0.f) {
             while (l[token] < top) ++token;  // the lowest id among equals
         } else {
-            const float inverse = 1.f / temperatures[row];
-            for (size_t i = 0; i < vocab; ++i) buffer[i] = exp_fast((l[i] - top) * inverse);
+            if (temperatures[row] != 1.f) {
+                const float inverse = 1.f / temperatures[row];
+                for (size_t i = 0; i < vocab; ++i) buffer[i] = exp_fast((l[i] - top) * inverse);
+            }
             double total = 0.0;
             std::vector<double> upto;  // cumulated mass at the end of each block
             upto.reserve(vocab / BLOCK + 1);

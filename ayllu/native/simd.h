@@ -8,18 +8,30 @@
 #include <cstdint>
 #include <cstring>
 
+// The sums of a product's tile are to stay in registers: SUMS Floats have room there beside what they are made of, and
+// a tile is TALL rows high (of whole numbers WHOLE_TALL) and SIDE Floats wide. AVX-512 has thirty-two registers of a
+// Float, AVX2 sixteen of half a Float, plain x86 sixteen and 64-bit ARM thirty-two of a quarter.
 #if defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #define LEVEL avx512
+#define TILES TALL = 6, WHOLE_TALL = 6, SIDE = 2, SUMS = 24
 #include <immintrin.h>
 #elif defined(__AVX2__) && defined(__FMA__)
 #define LEVEL avx2
+#define TILES TALL = 6, WHOLE_TALL = 4, SIDE = 1, SUMS = 4
 #include <immintrin.h>
 #else
 #define LEVEL portable
+#if defined(__aarch64__)
+#define TILES TALL = 6, WHOLE_TALL = 4, SIDE = 1, SUMS = 6
+#else
+#define TILES TALL = 2, WHOLE_TALL = 2, SIDE = 1, SUMS = 3
+#endif
 #endif
 #define SIMD_INLINE static inline __attribute__((always_inline))
 
 namespace ayllu::LEVEL {
+
+constexpr size_t TILES;
 
 #if defined(__AVX512BW__) && defined(__AVX512VNNI__)
 
@@ -48,6 +60,10 @@ SIMD_INLINE Line load_line(const uint8_t* p) { return _mm512_loadu_si512(p); }
 SIMD_INLINE void store_line(uint8_t* p, Line x) { _mm512_storeu_si512(p, x); }
 SIMD_INLINE Line low_nibbles(Line x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 SIMD_INLINE Line high_nibbles(Line x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
+// int8 weights as `dot4` wants them, and what their sums start from: what their offset of 128 adds, taken back.
+using Bytes = Line;
+SIMD_INLINE Bytes bytes_of(Line x) { return x; }
+SIMD_INLINE Int bytes_start(int32_t offset) { return all_int(offset); }
 // lane i: sum + w[4i..4i+3] . x[0..3]; w unsigned, x signed bytes
 // (One instruction with the broadcast in it; compilers make it two, and these loops are bound by their number.)
 SIMD_INLINE Int dot4(Int sum, Line w, const int8_t* x) {
@@ -111,18 +127,32 @@ SIMD_INLINE Line low_nibbles(Line x) {
 SIMD_INLINE Line high_nibbles(Line x) {
     return low_nibbles({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)});
 }
-// VPMADDUBSW would saturate with weights up to 255: even and odd bytes are widened to 16 bits instead.
-SIMD_INLINE __m256i dot4_half(__m256i sum, __m256i w, __m256i x) {
-    const __m256i mask = _mm256_set1_epi16(255);
-    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, mask), _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
-    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(x, 8));
-    return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+// VPMADDUBSW would saturate with weights up to 255 (not with nibbles): it gets their size without the offset of 128,
+// and activations with the weights' sign (2 * 128 * 127 < 2^15).
+struct Bytes {
+    __m256i a, b, size_a, size_b;
+};
+SIMD_INLINE Bytes bytes_of(Line x) {
+    const __m256i offset = _mm256_set1_epi8(-128);
+    const __m256i a = _mm256_xor_si256(x.a, offset), b = _mm256_xor_si256(x.b, offset);
+    return {a, b, _mm256_abs_epi8(a), _mm256_abs_epi8(b)};
 }
-SIMD_INLINE Int dot4(Int sum, Line w, const int8_t* x) {
+SIMD_INLINE Int bytes_start(int32_t) { return all_int(0); }
+SIMD_INLINE __m256i add4(__m256i sum, __m256i w, __m256i x) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+}
+SIMD_INLINE __m256i four_of(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
-    const __m256i wide = _mm256_set1_epi32(four);
-    return {dot4_half(sum.a, w.a, wide), dot4_half(sum.b, w.b, wide)};
+    return _mm256_set1_epi32(four);
+}
+SIMD_INLINE Int dot4(Int sum, Bytes w, const int8_t* x) {
+    const __m256i wide = four_of(x);
+    return {add4(sum.a, w.size_a, _mm256_sign_epi8(wide, w.a)), add4(sum.b, w.size_b, _mm256_sign_epi8(wide, w.b))};
+}
+SIMD_INLINE Int dot4(Int sum, Line nibbles, const int8_t* x) {
+    const __m256i wide = four_of(x);
+    return {add4(sum.a, nibbles.a, wide), add4(sum.b, nibbles.b, wide)};
 }
 SIMD_INLINE Float even_bf16(Line x) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16))};
@@ -193,6 +223,9 @@ SIMD_INLINE Line high_nibbles(Line x) {
     for (auto& b : x.v) b = uint8_t(b >> 4);
     return x;
 }
+using Bytes = Line;
+SIMD_INLINE Bytes bytes_of(Line x) { return x; }
+SIMD_INLINE Int bytes_start(int32_t offset) { return all_int(offset); }
 SIMD_INLINE Int dot4(Int sum, Line w, const int8_t* x) {
     LANEWISE(Int, sum.v[i] + int(w.v[4 * i]) * x[0] + int(w.v[4 * i + 1]) * x[1] + int(w.v[4 * i + 2]) * x[2] +
                       int(w.v[4 * i + 3]) * x[3]);
@@ -210,8 +243,8 @@ SIMD_INLINE Float odd_bf16(Line x) { FLOATS(bf16_at(x, 2 * i + 1)); }
 #endif
 
 // dot4 of B lines with one x.
-template <size_t B>
-SIMD_INLINE void dots_of(Int* sums, const Line* w, const int8_t* x) {
+template <size_t B, class Weights>
+SIMD_INLINE void dots_of(Int* sums, const Weights* w, const int8_t* x) {
 #if defined(__AVX512BW__) && defined(__AVX512VNNI__)
     if constexpr (B > 1) {  // loaded and spread over the lanes once
         int32_t four;

@@ -132,3 +132,20 @@ def test_llama_cpp_blocks_are_taken_over_exactly(name, size):
     blocks = blocks.contiguous()
     core().pack_blocks(blocks.data_ptr(), rows, columns, FORMATS[name], packed.data.data_ptr())
     assert torch.equal(packed.dequantised(), want)
+
+
+@pytest.mark.parametrize(("name", "size"), [("int8", 34), ("int4", 18)])
+@pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize("batch", [1, 4, 9])
+def test_numbers_at_their_ends_do_not_saturate(name, size, byte, batch):
+    """AVX2 adds pairs of products in sixteen bits: none may come out cut off, of -128 neither."""
+    blocks = torch.full((16, 3, size), byte, dtype=torch.uint8)
+    blocks[:, :, :2] = torch.ones(16, 3, 1).half().view(torch.uint8)
+    packed = pack_matrix(torch.zeros(16, 96), FORMATS[name])
+    core().pack_blocks(blocks.data_ptr(), 16, 96, FORMATS[name], packed.data.data_ptr())
+    x = torch.ones(batch, 96)  # 127 of 127 after rounding
+    x[::2] *= -1
+    for level in LEVELS:
+        got = multiply(packed, x, level)
+        if got is not None:
+            torch.testing.assert_close(got, x @ packed.dequantised().T, rtol=1e-6, atol=0)
