@@ -73,7 +73,7 @@ def test_a_distilled_model_travels_with_its_teacher_and_the_card_says_how_good_i
         },
     }
     ways = {"one": 0.719, "majority": 0.803, "weighted": 0.831, "best_of": 0.842, "any": 0.846}
-    judging = {"samples": 8, "heldout": {"problems": 299, "accuracy": 0.95, **ways}}
+    judging = {"samples": 8, "temperature": 0.7, "heldout": {"problems": 299, "accuracy": 0.95, **ways}}
     results = RESULTS | {"distill": distilled, "verifier": judging}
     here = make_run(tmp_path / "demo", results=results)
     release(here, ReleaseSettings())

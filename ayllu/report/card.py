@@ -154,7 +154,8 @@ def _beside(report: dict[str, Any]) -> str:
         parts += [
             "## The verifier",
             f"The folder `verifier` holds a copy of the model that says how likely an answer is right. It "
-            f"chose among {report['verifier']['samples']} answers (temperature 0.7) to each of {n:,} "
+            f"chose among {report['verifier']['samples']} answers (temperature "
+            f"{report['verifier']['temperature']}) to each of {n:,} "
             "problems of the test split, of the highest level; shares whose chosen answer is right, with 95% "
             "intervals:",
             _table(("without a choice", "majority", "weighted vote", "best score", "any is right"), rows),

@@ -136,6 +136,7 @@ NOT_SERVED = {
 }
 _PENALTIES = ("repetition_penalty", "length_penalty")  # neutral at 1
 _NEUTRAL: tuple[Any, ...] = (None, False, 0, [], {}, ["text"], "none", "auto")
+_NEUTRAL_OF: dict[str, tuple[Any, ...]] = {"web_search_options": (None,)}  # {} switches the search on
 _KNOWN = frozenset(ChatRequest.__struct_fields__)
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -167,8 +168,7 @@ def parse_chat(body: bytes, *, native: bool = True) -> tuple[ChatRequest, list[s
 def _refuse_unknown_wishes(fields: dict[str, Any]) -> None:
     """400 for fields of other servers that would change the answer."""
     for name, instead in NOT_SERVED.items():
-        # An empty object switches the search on.
-        if fields.get(name) not in (_NEUTRAL if name != "web_search_options" else (None,)):
+        if fields.get(name) not in _NEUTRAL_OF.get(name, _NEUTRAL):
             raise invalid(f"{name!r} is not served: {instead}", name, "unsupported_value")
     for name in _PENALTIES:
         if fields.get(name) not in (None, 1):

@@ -3,6 +3,7 @@ parts that make no sense."""
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections import OrderedDict
@@ -12,6 +13,7 @@ import torch
 from meta_folders import KINDS, LLAMA_1, LLAMA_2, LLAMA_3, LLAMA_31, cut, metas_own_logits, whole, write
 
 from ayllu.errors import ModelFileDamagedError, ModelFileMissingError, RefusedError
+from ayllu.exchange import import_model
 from ayllu.model.formats.meta import open_meta
 from ayllu.model.formats.storages import StorageFile
 
@@ -20,6 +22,24 @@ transformers.utils.logging.disable_progress_bar()
 
 
 # ---- what is there
+def test_an_imported_model_knows_its_ids(tmp_path):
+    """Meta's files don't say them: Llama 3's begin behind the ranks, and a turn ends as a text does."""
+    ranks = b"".join(base64.b64encode(bytes([n])) + b" %d\n" % n for n in range(256))
+    params = LLAMA_3 | {"vocab_size": 512}
+    folder = write(tmp_path / "meta", params, cut(whole(params, 512), 1, by_vocabulary=True))
+    (folder / "tokenizer.model").write_bytes(ranks)
+    import_model(str(folder), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (256, 257)
+    said = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert said["bos_token_id"] == 256 and {257, 265} <= set(said["eos_token_id"])
+    judge = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert judge.generation_config.eos_token_id == said["eos_token_id"]
+    (folder / "tokenizer.model").unlink()  # nobody knows: nothing is made up
+    import_model(str(folder), tmp_path / "bare")
+    assert not {"bos_token_id", "eos_token_id"} & set(json.loads((tmp_path / "bare/config.json").read_text()))
+
+
 @pytest.mark.parametrize("parts", [1, 2, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_runs_the_merged_weights_as_meta_defines_them(kind, parts, tmp_path):
