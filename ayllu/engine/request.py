@@ -258,7 +258,7 @@ class Row(NamedTuple):
 
 class Sampled(NamedTuple):
     """A chosen token, its log-probability by the unmodified model (nats, temperature 1), and the likeliest
-    tokens with theirs (`top_logprobs` of them, falling; ties by lowest id)."""
+    tokens with theirs (`top_logprobs` of them, falling; ties by lowest id) where any are wanted."""
 
     token: int
     logprob: float

@@ -20,7 +20,7 @@ SIMD_INLINE void scores_of(const AttentionRows& a, size_t row, const uint8_t* ke
                            const float* q_scales, Float* out) {
     for (size_t r = 0; r < R; ++r) out[r] = all(0.f);
     if (a.type == INT8) {
-        // Stored as k + 128 in the weights' layout; what the offset adds is taken back by the start value.
+        // Stored as k + 128 in the weights' layout; what the offset adds, `bytes_start` takes back.
         Int dots[R];
         for (size_t r = 0; r < R; ++r) {
             int32_t start;

@@ -1,6 +1,6 @@
 // Products of packed weights with some rows of activations. Included by compute.h only.
 //
-// One row, or a few: the weights stream by once (decoding is bound by reading them). Many rows, a prompt: a block or
+// One row, or a few: the weights stream by once (decoding is bound by reading them), a block at a time. Many rows, a prompt: a block or
 // two of weights stay near while tiles of some rows pass, so that each value that is loaded is used several times (the
 // register tiling of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008); the rows pass
 // in panels that the second-level cache holds. Whichever way, an output is the same chain of operations.
@@ -16,6 +16,7 @@ namespace ayllu::LEVEL {
 constexpr size_t FEW = 8;             // rows of x that don't make tiles
 constexpr size_t AHEAD = 4096;        // bytes
 constexpr size_t PANEL = 512 * 1024;  // bytes of activations that stay in the second-level cache
+constexpr size_t STRETCH = 128;       // columns: of six rows and a block in float32 11 KB
 
 // Weights are read once, in order. Asking for their lines a few kilobytes early, into the second-level cache, gives
 // 1.5 times the rate from memory and 2 times from the third-level cache (lab log).
@@ -87,7 +88,7 @@ SIMD_INLINE void tile_int4(const Operands& o, Float (&sums)[R][B]) {
             high[r] = all_int(o.x.sums[at + r * groups + 1]);
         }
         const int8_t* q = o.x.q + o.row * o.x.stride + s * SUPERBLOCK;
-        ahead<9>(data);
+        if (o.fresh) ahead<9>(data);
         for (size_t i = 0; i < 8; ++i) {
             const Line both = load_line(data + 64 + i * 64);
             const Line first = low_nibbles(both), second = high_nibbles(both);
@@ -122,10 +123,9 @@ SIMD_INLINE Columns columns_at(const uint8_t* data) {
 }
 
 template <Format F, bool EVEN, bool ODD, size_t R, size_t B>
-SIMD_INLINE void pass_over(const Operands& o, Float (&even)[R][B], Float (&odd)[R][B]) {
+SIMD_INLINE void pass_over(const Operands& o, size_t first, size_t last, Float (&even)[R][B], Float (&odd)[R][B]) {
     constexpr size_t size = F == BF16 ? 2 : 4;  // of a weight, in bytes
-    const size_t columns = o.superblocks * SUPERBLOCK;
-    for (size_t k = 0; k < columns; k += 2) {
+    for (size_t k = first; k < last; k += 2) {
         for (size_t b = 0; b < B; ++b) {
             const uint8_t* data = o.data + b * o.block_bytes + k * LANES * size;
             if (EVEN && o.fresh && k % (32 / size) == 0) ahead<8>(data);
@@ -140,21 +140,23 @@ SIMD_INLINE void pass_over(const Operands& o, Float (&even)[R][B], Float (&odd)[
 }
 
 // bfloat16 weights are widened and multiplied with float32 activations: on the machines measured VDPBF16PS has a third
-// of that rate, and less precision. Even and odd columns have sums of their own. Where registers don't hold both, the
-// odd ones come in a second pass over the weights, which are near by then: sums that go to memory and back after each
-// product cost two thirds of the rate (lab log).
+// of that rate, and less precision. Even and odd columns have sums of their own. Where registers don't hold both they
+// take turns at stretches of columns, which the first-level cache keeps from one to the other: sums that go to memory
+// and back for each product cost two thirds of the rate (lab log).
 template <Format F, size_t R, size_t B>
 SIMD_INLINE void tile_float(const Operands& o, Float (&sums)[R][B]) {
+    const size_t columns = o.superblocks * SUPERBLOCK;
     Float other[R][B];
+    for (auto& row : other)
+        for (Float& sum : row) sum = all(0.f);
     if constexpr (2 * R * B <= SUMS) {
-        for (auto& row : other)
-            for (Float& sum : row) sum = all(0.f);
-        pass_over<F, true, true>(o, sums, other);
+        pass_over<F, true, true>(o, 0, columns, sums, other);
     } else {
-        pass_over<F, true, false>(o, sums, other);
-        for (auto& row : other)
-            for (Float& sum : row) sum = all(0.f);
-        pass_over<F, false, true>(o, sums, other);
+        for (size_t k = 0; k < columns; k += STRETCH) {
+            const size_t end = std::min(k + STRETCH, columns);
+            pass_over<F, true, false>(o, k, end, sums, other);
+            pass_over<F, false, true>(o, k, end, sums, other);
+        }
     }
     for (size_t r = 0; r < R; ++r)
         for (size_t b = 0; b < B; ++b) sums[r][b] = fma(all(1.f), other[r][b], sums[r][b]);
@@ -218,7 +220,7 @@ static void matmul(const Matrix& w, const Activations& x, size_t rows, float* y,
     const bool whole = w.format == INT8 || w.format == INT4;
     const size_t tall = whole ? WHOLE_TALL : TALL;
     if (rows <= FEW) {
-        // Where registers hold all of their sums they share one pass, else even shares of them have one each.
+        // With thirty-two large registers they share one pass, else even shares of them have one each.
         const size_t passes = SIDE > 1 ? 1 : (rows + tall - 1) / tall;
         for (size_t block = first; rows && block < last; ++block) {
             Operands o{w.data + block * block_bytes, block_bytes, count, x, 0, true};

@@ -136,14 +136,17 @@ def test_rounded_weights_equal_a_decoder_with_those_weights(name, weights, cache
     assert (got - want).abs().max() <= most * want.abs().max()
 
 
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("weights", "cache"),
+    [("float32", "auto"), ("bfloat16", "auto"), ("int8", "auto"), ("int4", "auto"), ("float32", "int8")],
+)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_same_bits_alone_and_in_a_batch(name, weights):
+def test_the_same_bits_alone_and_in_a_batch(name, weights, cache):
     config = CONFIGS[name]
-    executor = NativeExecutor(random_model(config), weights)
+    executor = NativeExecutor(random_model(config), weights, cache=cache)
     tokens_ST = torch.randint(0, config.vocab_size, (3, 45), generator=torch.Generator().manual_seed(3))
     together = in_pieces(executor, tokens_ST, [20, 13, 1])
-    other = NativeExecutor(executor.packed)
+    other = NativeExecutor(executor.packed, cache=cache)
     other.reserve(5)
     table = np.array([[4, 1, 0]], np.int32)
     for at, token in enumerate(tokens_ST[0].tolist()):
@@ -153,6 +156,24 @@ def test_the_same_bits_alone_and_in_a_batch(name, weights):
             chunk = tokens_ST[1, first : first + size].tolist()
             got = other.step(batch([(0, first, chunk)], table))
             assert torch.equal(got, together[1, first : first + size])
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("cache", ["float32", "int8"])
+def test_levels_agree(weights, cache):
+    """Whole numbers are multiplied in another way at each level, with the same result."""
+    config = CONFIGS["one kv head"]
+    model = random_model(config)
+    tokens_ST = torch.randint(0, config.vocab_size, (3, 40), generator=torch.Generator().manual_seed(5))
+    want = in_pieces(NativeExecutor(model, weights, cache=cache, level="portable"), tokens_ST, [17, 16, 1])
+    for level in ("AVX2", "AVX-512"):
+        try:
+            executor = NativeExecutor(model, weights, cache=cache, level=level)
+        except RuntimeError as error:
+            assert "can't run" in str(error)
+            continue
+        got = in_pieces(executor, tokens_ST, [17, 16, 1])
+        assert (got - want).abs().max() <= 0.02 * want.abs().max(), level
 
 
 def test_blocks_travel():
