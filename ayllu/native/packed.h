@@ -49,8 +49,8 @@ struct Matrix {
 };
 
 // Activations of some rows of `stride` columns (padded): float32, and for the whole-number formats quantised,
-// q = round(x / scale) in -127..127 per group of 32, and `sums`, the sum of q over each group times -128 or -8 (what the
-// weights' offset adds to every product, taken back by starting from it; AVX2 takes the 128 off the weights instead).
+// q = round(x / scale) in -127..127 per group of 32, and `sums`, the sum of q over each group times -128 or -8 (what
+// the weights' offset adds to every product, taken back by starting from it; AVX2 takes the 128 off the weights).
 struct Activations {
     const float* f32 = nullptr;
     const int8_t* q = nullptr;

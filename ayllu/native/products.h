@@ -1,9 +1,10 @@
 // Products of packed weights with some rows of activations. Included by compute.h only.
 //
-// One row, or a few: the weights stream by once (decoding is bound by reading them), a block at a time. Many rows, a prompt: a block or
-// two of weights stay near while tiles of some rows pass, so that each value that is loaded is used several times (the
-// register tiling of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008); the rows pass
-// in panels that the second-level cache holds. Whichever way, an output is the same chain of operations.
+// One row, or a few: the weights stream by once, a block at a time (decoding is bound by reading them). Many rows, a
+// prompt: a block or two of weights stay near while tiles of some rows pass, so that each value that is loaded is used
+// several times (the register tiling of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication",
+// 2008); the rows pass in panels that the second-level cache holds. Whichever way, an output is the same chain of
+// operations.
 #pragma once
 
 #include <vector>

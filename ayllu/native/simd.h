@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <cstring>
 
-// The sums of a product's tile are to stay in registers. A tile is TALL rows high (of whole numbers WHOLE_TALL) and SIDE
-// Floats wide; so many SUMS have room there beside two columns of weights. AVX-512 has thirty-two registers of a Float,
-// AVX2 sixteen of half a Float, plain x86 sixteen and 64-bit ARM thirty-two of a quarter.
+// The sums of a product's tile are to stay in registers. A tile is TALL rows high (of whole numbers WHOLE_TALL) and
+// SIDE Floats wide; so many SUMS have room there beside two columns of weights. AVX-512 has thirty-two registers of a
+// Float, AVX2 sixteen of half a Float, plain x86 sixteen and 64-bit ARM thirty-two of a quarter.
 #if defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #define LEVEL avx512
 #define TILES TALL = 6, WHOLE_TALL = 6, SIDE = 2, SUMS = 24
