@@ -196,7 +196,7 @@ def chart_tool(keep: Callable[[Chart], str], database: Database | None = None) -
         if query:
             if database is None:
                 raise ToolError("there are no tables to ask; give data as CSV")
-            found = database.ask(query)
+            found = database.ask(query, MAX_POINTS)
             columns, rows = found.columns, found.rows
             if found.more:
                 raise ToolError(f"the query gives more than {len(rows)} rows; group or filter them")
@@ -247,7 +247,7 @@ def _value(cell: str) -> Any:
     if not cell:
         return None
     try:
-        number = float(cell) if cell.isascii() else None
+        number = float(cell) if cell.isascii() and "_" not in cell else None  # 1_000 is Python's
     except ValueError:
         return cell
     if number is None or number - number != 0:  # no number, or none that has a place on an axis

@@ -60,7 +60,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a query: at most MAX_ROWS rows; `more` says that there were more."""
+    """The result of a query: at most as many rows as were asked for; `more` says that there were more."""
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
@@ -220,9 +220,11 @@ class Database:
             for table, columns in self.tables.items()
         )
 
-    def ask(self, query: str) -> Found:
-        """The result of one SELECT. ToolError (text for the model) for whatever is refused or fails."""
-        request = {"database": self.number, "query": query, "most": self.most, "seconds": self.seconds}
+    def ask(self, query: str, most: int | None = None) -> Found:
+        """The result of one SELECT, at most `most` rows (None: as many as the database gives at once).
+        ToolError (text for the model) for whatever is refused or fails."""
+        most = self.most if most is None else most
+        request = {"database": self.number, "query": query, "most": most, "seconds": self.seconds}
         patience = self.seconds + _GRACE
         with self._worker.lock:
             reply = self._worker.ask(request, patience)

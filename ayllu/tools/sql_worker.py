@@ -3,12 +3,14 @@
 SQL is a language with loops and with functions that make strings of gigabytes: DuckDB's own memory limit
 doesn't count those, and its interrupt comes too late for them. So queries run here, behind walls:
 
-    DuckDB       in memory, no files, no extensions, no Python objects, settings locked, one SELECT at a time
+    DuckDB       in memory, no files, no extensions, no Python objects, settings locked, one SELECT at a time,
+                 in a transaction that reads only (a SELECT's WITH can hold a DELETE)
     the kernel   no file can be opened, no socket made (Landlock, seccomp, where it has them); little memory
     the parent   ends this process when a query takes too long, and starts another
 
 A line of JSON comes in, a line of JSON goes out: `open` makes a database of tables, `ask` puts one query.
-The command line names data files; they are read into the first database before the walls close.
+The command line names data files; they are read into the first database before the walls close, when nothing
+but they can be opened any more.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import decimal
+import glob
 import json
 import math
 import os
@@ -29,6 +32,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import duckdb
+
+from ayllu.tools.walls import landlock, privileges, seccomp
 
 MEMORY = 1 << 30  # bytes of address space; DuckDB and Python take 120 MB of it
 DUCKDB_MEMORY = "400MB"
@@ -90,7 +95,11 @@ def from_files(paths: Iterable[str]) -> duckdb.DuckDBPyConnection:
     base = connection(files=True)
     for path in map(Path, paths):
         reader = READERS[path.suffix.lower()]
-        base.execute(f"CREATE TABLE {_name(path.stem)} AS SELECT * FROM {reader}", [str(path)])  # noqa: S608
+        # DuckDB takes a name for a pattern, so that sales[1].csv would be sales1.csv; a descriptor has none.
+        pattern = str(path) != glob.escape(str(path))
+        with path.open("rb") if pattern else contextlib.nullcontext() as file:
+            name = f"/dev/fd/{file.fileno()}" if file is not None else str(path)
+            base.execute(f"CREATE TABLE {_name(path.stem)} AS SELECT * FROM {reader}", [name])  # noqa: S608
     lock(base)
     return base
 
@@ -135,11 +144,15 @@ def ask(base: duckdb.DuckDBPyConnection, query: str, most: int, seconds: float) 
         statements = base.extract_statements(query)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             return {"error": "one SELECT, and nothing else, is answered"}
-        found = base.execute(statements[0])
-        columns = [column[0] for column in found.description or ()]
-        if len(columns) > MOST_COLUMNS:
-            return {"error": f"a result has at most {MOST_COLUMNS} columns"}
-        rows = found.fetchmany(most + 1)
+        base.execute("BEGIN TRANSACTION READ ONLY")
+        try:
+            found = base.execute(statements[0])
+            columns = [column[0] for column in found.description or ()]
+            if len(columns) > MOST_COLUMNS:
+                return {"error": f"a result has at most {MOST_COLUMNS} columns"}
+            rows = found.fetchmany(most + 1)
+        finally:
+            base.execute("ROLLBACK")
     except duckdb.InterruptException:
         return {"error": "the query takes too long"}
     except duckdb.OutOfMemoryException:
@@ -190,20 +203,23 @@ def _plain(value: Any) -> Any:
     return text if cut <= 0 else f"{text[:MAX_VALUE]} …[{cut} characters cut]…"
 
 
+def confine(paths: Iterable[str]) -> None:
+    """Before anything foreign is read: no capabilities, and no file but `paths` can be opened."""
+    with contextlib.suppress(OSError, KeyError):
+        privileges.drop()
+    with contextlib.suppress(OSError, KeyError):
+        _only(paths)
+
+
 def close_walls() -> list[str]:
     """Whatever this kernel has of walls, for good -> their names."""
-    from ayllu.tools.walls import landlock, privileges, seccomp
-
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     standing = ["limits"]
-    # DuckDB asks in these how much memory there is, and gives up where that is forbidden.
-    known = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in ASKED if Path(path).exists()]
-    rules = [(file, landlock.READ_FILE) for file in known]
     for name, wall in (
         ("privileges", privileges.drop),
-        ("landlock", lambda: landlock.restrict(landlock.version(), rules)),
+        ("landlock", lambda: _only(())),
         ("seccomp", lambda: seccomp.restrict(seccomp.program(indoors=False, threads=True))),
     ):
         with contextlib.suppress(OSError, KeyError):
@@ -212,18 +228,28 @@ def close_walls() -> list[str]:
     return standing
 
 
+def _only(paths: Iterable[str]) -> None:
+    """Landlock: nothing can be opened but `paths`, to be read. Each time less, never more."""
+    # DuckDB asks in these how much memory there is, and gives up where that is forbidden.
+    known = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*ASKED, *paths) if Path(path).exists()]
+    landlock.restrict(landlock.version(), [(file, landlock.READ_FILE) for file in known])
+    for file in known:
+        os.close(file)
+
+
 def main(paths: list[str]) -> None:
     """Serve requests until the input ends."""
     bases: OrderedDict[int, duckdb.DuckDBPyConnection] = OrderedDict()
     reply: dict[str, Any] = {}
     out = _own_output()
     try:
+        ask(connection(), "SELECT 1", 1, 1.0)  # what is loaded at first use, before the walls
         if paths:
+            confine(paths)
             bases[0] = from_files(paths)
             reply["tables"] = described(bases[0])
-        ask(connection(), "SELECT 1", 1, 1.0)  # what is loaded at first use, before the walls
         reply["walls"] = close_walls()
-    except (duckdb.Error, KeyError) as error:
+    except (duckdb.Error, KeyError, OSError) as error:
         reply = {"error": " ".join(str(error).split())[:300]}
     threading.Thread(target=WATCH.run, daemon=True).start()
     _send(out, reply)

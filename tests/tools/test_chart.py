@@ -178,9 +178,13 @@ def test_the_tool_asks_the_database_and_keeps_files(tmp_path):
         {"kind": "bar"},
         {"kind": "bar", "query": "SELECT 1", "data": "a,b\n1,2"},
         {"kind": "bar", "query": "SELECT nothing"},
-        {"kind": "bar", "query": "SELECT i, i FROM range(60) r(i)"},
+        {"kind": "line", "query": f"SELECT i, i FROM range({MAX_POINTS + 1}) r(i)"},
     ):
         assert box.run("chart", json.dumps(wrong)).text.startswith("error: ")
+    many = box.run(
+        "chart", json.dumps({"kind": "histogram", "query": f"SELECT i FROM range({MAX_POINTS}) r(i)"})
+    )
+    assert f"{MAX_POINTS} points" in many.text  # a chart takes more rows than a model would read
     bare = Toolbox([chart_tool(save_in(tmp_path))]).run(
         "chart", json.dumps({"kind": "bar", "query": "SELECT 1"})
     )

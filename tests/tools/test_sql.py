@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -116,12 +118,16 @@ def test_rows_are_limited_and_it_shows(base):
         "INSTALL httpfs", "LOAD httpfs", "CALL pragma_version()", "PREPARE a AS SELECT 1", "BEGIN",
         "CHECKPOINT",
         "SELECT * FROM query('DROP TABLE cities')", "EXPLAIN ANALYZE SELECT 1", "VACUUM", "USE memory",
+        "WITH gone AS (DELETE FROM cities RETURNING name) SELECT count(*) FROM gone",
+        "WITH new AS (INSERT INTO cities (name) VALUES ('x') RETURNING name) SELECT * FROM new",
+        "WITH new AS (UPDATE cities SET size = 1 RETURNING name) SELECT * FROM new",
+        "COMMIT", "ROLLBACK", "ABORT",
     ],
 )  # fmt: skip
 def test_one_select_and_nothing_else(base, query):
     with pytest.raises(ToolError):
         base.ask(query)
-    assert base.ask("SELECT count(*) FROM cities").rows == [(3,)]
+    assert base.ask("SELECT name, size FROM cities").rows == [row[:2] for row in CITIES.rows]
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", __file__, "https://example.org/x.csv", "/proc/self/environ"])
@@ -205,6 +211,27 @@ def test_a_process_that_died_or_forgot_is_replaced(base, monkeypatch):
     stuck.seconds = 60.0
     assert stuck.ask("SELECT count(*) FROM cities").rows == [(3,)]
     assert base.ask("SELECT count(*) FROM cities").rows == [(3,)]
+
+
+def test_names_of_files_are_no_patterns_and_nothing_else_is_read(tmp_path):
+    (tmp_path / "sales[1].csv").write_text("amount\n1\n")
+    (tmp_path / "sales1.csv").write_text("amount\n2\n")
+    with Database.of_files([tmp_path / "sales[1].csv"]) as files:
+        assert files.ask('SELECT amount FROM "sales[1]"').rows == [(1,)]
+    # While files are read, by a reader written in C++, nothing else can be opened where there is Landlock.
+    code = """if True:
+        import sys
+        from ayllu.tools import sql_worker
+        sql_worker.confine(sys.argv[1:2])
+        print(open(sys.argv[1]).read().split(), end=" ")
+        open(sys.argv[2])
+    """
+    paths = [str(tmp_path / "sales[1].csv"), str(tmp_path / "sales1.csv")]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
+    assert done.stdout == "['amount', '1'] "
+    with contextlib.suppress(OSError):
+        landlock.version()
+        assert "PermissionError" in done.stderr
 
 
 def test_files(tmp_path):
