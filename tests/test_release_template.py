@@ -75,6 +75,22 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
         ],
         ["calculator"],
     ),
+    "two calls, a thought, asked again": (
+        [
+            user("17 + 5, 3 * 4?"),
+            {
+                "role": "assistant",
+                "reasoning": "two sums",
+                "tool_calls": [call(SUM), call('{"expression":"3*4"}')],
+            },
+            {"role": "tool", "content": "22"},
+            {"role": "tool", "content": "12"},
+            {"role": "assistant", "content": "22, 12"},
+            user("Thanks"),
+        ],
+        ["calculator"],
+    ),
+    "the user is asked by a tool": ([*ASKED_AND_CALLED, user("17, I mean")], ["calculator"]),
     "said before a call": (
         [
             user("17 + 5?"),

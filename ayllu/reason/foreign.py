@@ -18,9 +18,10 @@ from ayllu.errors import RequestError
 from ayllu.reason.formats import PLAIN
 from ayllu.reason.formats.form import Does
 from ayllu.reason.formats.habits import Habits, habits_of
-from ayllu.reason.formats.history import History, as_declared, as_history, described, one_at_a_time, schema
+from ayllu.reason.formats.history import History, as_declared, as_history, described, schema
 from ayllu.reason.formats.reading import Machine, Piece
 from ayllu.reason.formats.spans import ReadSpan, TurnReader, read_rendering, spans_of
+from ayllu.reason.messages import one_at_a_time
 from ayllu.reason.template import ChatTemplate, Rendered, Run, load_template
 from ayllu.reason.transcript import Chat, Heard, Kind, Offer, Span, Transcript, assistant_message
 from ayllu.text.tokenizer import StreamDecoder, Tokenizer

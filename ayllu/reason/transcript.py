@@ -15,14 +15,13 @@ The form, with ids written as names:
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from ayllu.errors import RequestError
+from ayllu.reason.messages import in_order
 from ayllu.text.tokenizer import StreamDecoder, Tokenizer
 from ayllu.tools.calls import OURS, CallForm
 from ayllu.tools.tool import Tool
@@ -214,13 +213,16 @@ class Chat:
         return transcript
 
     def answer(self, transcript: Transcript) -> str | None:
-        """The last whole answer's text after the last user turn, or None."""
-        for span in reversed(transcript.spans):
-            if span.kind == Kind.USER:
-                return None
-            if span.kind == Kind.SAY:
-                return self.text(span) if self.is_closed(span) else None
-        return None
+        """What the user was told after the last user turn or result, or None where its end is missing: all of
+        it, as `to_message` has it, so that a second answer can't hide a first one from whoever judges."""
+        said = [span for span in self._turn(transcript) if span.kind == Kind.SAY]
+        return "".join(map(self.text, said)) if said and self.is_closed(said[-1]) else None
+
+    @staticmethod
+    def _turn(transcript: Transcript) -> tuple[Span, ...]:
+        """The spans since the last user turn or result."""
+        others = [i for i, span in enumerate(transcript.spans) if span.kind in (Kind.USER, Kind.RESULT)]
+        return transcript.spans[others[-1] + 1 if others else 0 :]
 
     # ---- OpenAI's JSON, both ways
     def from_messages(
@@ -233,59 +235,26 @@ class Chat:
         """A transcript from chat-completion messages, ready for the model's next turn.
 
         Roles: system/developer (first only), user, assistant (content, reasoning_content,
-        tool_calls), tool (of calls made at once each beside its own call, where ids say which is whose).
+        tool_calls), tool. Of calls made at once each has its own result behind it, as ids say.
         `options` are for templates; this form has none. Raises RequestError for an order that the form
         can't express.
         """
-        system, rest = _split_system(list(messages))
-        rest = _results_in_order(rest)
+        system, rest = in_order(list(messages))
         transcript = Transcript()
         if text := system_text(system, [offered_name(tool) for tool in tools]):
             transcript = self.add(transcript, Kind.SYSTEM, text)
-        previous = "system"
-        for index, message in enumerate(rest):
-            role = message["role"]
-            if role not in _MAY_FOLLOW[previous]:
-                raise RequestError(
-                    f"messages[{index}]: {role!r} can't follow {previous!r}",
-                    fix="alternate user and assistant; a tool's result follows the assistant's call",
-                )
+        for message in rest:
             for kind, text in _message_spans(message):
                 transcript = self.add(transcript, kind, text)
-            calls = role == "assistant" and message.get("tool_calls")
-            previous = "call" if calls else role
-        if previous not in ("user", "tool"):
-            raise RequestError("the last message must be the user's or a tool's result")
         return transcript
 
     def to_message(self, transcript: Transcript, *, call_ids: str = "call") -> dict[str, Any]:
         """The assistant's last turn as an OpenAI message (content, reasoning_content, tool_calls)."""
-        begun = max(
-            (i for i, s in enumerate(transcript.spans) if s.kind in (Kind.USER, Kind.RESULT)), default=-1
-        )
         texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
-        for span in transcript.spans[begun + 1 :]:
+        for span in self._turn(transcript):
             texts[span.kind].append(self.text(span))
         calls = [Heard(*split_call(text), f"{call_ids}_{n}") for n, text in enumerate(texts[Kind.CALL])]
         return assistant_message("".join(texts[Kind.SAY]), texts[Kind.THINK], calls)
-
-
-def _results_in_order(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results of calls made at once in the order of the calls; this form has no ids. RequestError for one
-    that names another call."""
-    out = list(messages)
-    for at, message in enumerate(messages, 1):
-        place = {call.get("id"): n for n, call in enumerate(message.get("tool_calls") or ())}
-        results = list(itertools.takewhile(lambda m: m["role"] == "tool", messages[at:])) if place else []
-        named = [result for result in results if result.get("tool_call_id") is not None]
-        if None not in place and any(result["tool_call_id"] not in place for result in named):
-            raise RequestError(
-                f"messages[{at}]: a result belongs to no call",
-                fix="a tool's result follows the assistant's call and names its id",
-            )
-        if results and len(named) == len(results):
-            out[at : at + len(results)] = sorted(named, key=lambda m: place.get(m["tool_call_id"], 0))
-    return out
 
 
 _KINDS = {
@@ -376,22 +345,6 @@ def split_call(text: str) -> tuple[str, str]:
     """A call's text into its name and its arguments (JSON text, unparsed)."""
     name, _, arguments = text.partition(" ")
     return name, arguments
-
-
-_MAY_FOLLOW = {
-    "system": ("user",),
-    "user": ("assistant",),
-    "assistant": ("user",),
-    "call": ("tool",),
-    "tool": ("assistant", "tool"),
-}
-
-
-def _split_system(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
-    head = [m for m in messages if m["role"] in ("system", "developer")]
-    if head and messages[: len(head)] != head:
-        raise RequestError("system messages must come first")
-    return "\n".join(str(m.get("content") or "") for m in head), messages[len(head) :]
 
 
 def _message_spans(message: dict[str, Any]) -> list[tuple[Kind, str]]:

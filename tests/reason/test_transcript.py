@@ -80,10 +80,13 @@ FIVE = CHAT.tokenizer.encode("5")[0]
 THINK, NO_THINK, ANSWER, END = (ID[n] for n in ("<|think|>", "<|/think|>", "<|answer|>", "<|end|>"))
 
 
-def test_the_answer_is_the_last_whole_answer_of_the_turn():
+def test_the_answer_is_all_that_was_said_in_the_turn_if_its_end_is_there():
     assert said(ANSWER, FIVE, END) == "5"
     assert said(THINK, FIVE, FIVE, NO_THINK, ANSWER, FIVE, END) == "5"
     assert said(ANSWER, END) == ""
+    # Whoever judges sees what the user sees: a second answer doesn't hide the first, nor what stands outside.
+    for ids in ((ANSWER, FIVE, ANSWER, FIVE, END), (FIVE, ANSWER, FIVE, END)):
+        assert said(*ids) == CHAT.to_message(CHAT.extend(START, ids))["content"] == "55"
     assert CHAT.answer(START) is None
     asked_again = CHAT.add(CHAT.extend(START, [ANSWER, FIVE, END]), Kind.USER, "And now?")
     assert CHAT.answer(asked_again) is None
@@ -242,9 +245,12 @@ def test_a_turn_goes_to_a_message_and_back(thought, calls, text):
         for call in message.get("tool_calls", [])
     ]
     assert back == calls
-    following = [{"role": "tool", "content": "1"}] if calls else [{"role": "user", "content": "?"}]
+    following = [{"role": "tool", "content": "1"}] * len(calls) or [{"role": "user", "content": "?"}]
     again = CHAT.from_messages([{"role": "user", "content": "Hi"}, message, *following])
-    assert [(s.kind, s.ids) for s in again.spans[:-1]] == [(s.kind, s.ids) for s in transcript.spans]
+    kept = again.spans[:-1] if not calls else [s for s in again.spans if s.kind != Kind.RESULT]
+    assert [(s.kind, s.ids) for s in kept] == [(s.kind, s.ids) for s in transcript.spans]
+    if calls:  # each has its result behind it
+        assert [s.kind for s in again.spans][-2 * len(calls) :] == [Kind.CALL, Kind.RESULT] * len(calls)
 
 
 USER, SAID = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
@@ -266,12 +272,28 @@ TOOL, SYSTEM = {"role": "tool", "content": "1"}, {"role": "system", "content": "
         [USER, SAID, TOOL],
         [USER, call_message(("f", {})), USER],
         [USER, call_message(("f", {}))],
+        [USER, call_message(("f", {}), ("g", {})), TOOL],
+        [USER, call_message(("f", {}), ("g", {})), TOOL, USER],
+        [USER, call_message(("f", {}), ("g", {})), TOOL, SAID, USER],
         [USER, {"role": "function", "content": ""}],
     ],
 )
 def test_orders_that_have_no_form_are_refused(messages):
     with pytest.raises(RequestError):
         CHAT.from_messages(messages)
+
+
+def test_what_is_wrong_is_told_with_its_place():
+    with pytest.raises(RequestError, match=r"messages\[2\]: 'user' can't follow"):
+        CHAT.from_messages([SYSTEM, USER, USER])
+    with pytest.raises(RequestError, match=r"messages\[3\]: a result belongs to no call"):
+        CHAT.from_messages([SYSTEM, USER, call_message(("f", {})), TOOL | {"tool_call_id": "c7"}])
+
+
+def test_the_user_may_speak_after_a_result():
+    """A tool that asks the user ends the turn with its result."""
+    asked = CHAT.from_messages([USER, call_message(("ask_user", {})), TOOL, USER])
+    assert [s.kind for s in asked.spans] == [Kind.USER, Kind.CALL, Kind.RESULT, Kind.USER]
 
 
 @given(name=names, values=arguments)

@@ -110,22 +110,6 @@ def as_history(messages: Iterable[dict[str, Any]], form: Format) -> list[dict[st
     return out
 
 
-def one_at_a_time(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same conversation with calls made at once as calls made one after another."""
-    out: list[dict[str, Any]] = []
-    later: list[dict[str, Any]] = []
-    for message in messages:
-        calls = message.get("tool_calls") or ()
-        if len(calls) > 1:
-            out.append({**message, "tool_calls": calls[:1]})
-            later = [{"role": "assistant", "content": None, "tool_calls": [call]} for call in calls[1:]]
-            continue
-        out.append(message)
-        if later and message["role"] == "tool":
-            out.append(later.pop(0))
-    return out
-
-
 @dataclass(frozen=True)
 class History:
     """How a template wants its messages; without habits they have no calls."""
