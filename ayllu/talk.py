@@ -153,5 +153,6 @@ def _try_calls_out(params: SamplingParams, chat: Chat | TemplateChat, toolbox: T
         with contextlib.suppress(AylluError):  # it comes again where it matters
             checked(grammar)
 
-    if (held := held_to_tools(params, chat, toolbox).enclosed) is not None:
+    held = held_to_tools(params, chat, toolbox).enclosed
+    if held is not None and held.grammar is not None:
         threading.Thread(target=work, args=(held.grammar,), daemon=True).start()

@@ -31,11 +31,11 @@ class Grammar:
 @dataclass(frozen=True)
 class Enclosed:
     """What stands between the control tokens `open_id` and `close_id` must follow `grammar`, each time anew;
-    the rest of the text is free, but `close_id` comes only after `open_id`."""
+    the rest of the text is free, but `close_id` comes only after `open_id`. With no grammar neither does."""
 
     open_id: int
     close_id: int
-    grammar: Grammar
+    grammar: Grammar | None
 
     def __post_init__(self) -> None:
         for name in ("open_id", "close_id"):
@@ -44,7 +44,7 @@ class Enclosed:
             _check(f"enclosed {name}", good, "that is a whole number from 0", value)
         differ = self.open_id != self.close_id
         _check("enclosed close_id", differ, "other than the open_id", self.close_id)
-        good = isinstance(self.grammar, Grammar)
+        good = self.grammar is None or isinstance(self.grammar, Grammar)
         _check("enclosed grammar", good, "that is a Grammar", self.grammar)
 
 

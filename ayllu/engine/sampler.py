@@ -204,9 +204,17 @@ def _steer(logits_SV: Tensor, rows: Rows[Row]) -> tuple[Tensor, list[int | None]
     """Logits after penalties, biases and what is forbidden; and the tokens that have to come."""
     steered = any(row.sequence.state is not None for row in rows)
     x_SV, forced = logits_SV.clone() if steered else logits_SV, list[int | None]()
+    held = list[tuple[int, int]]()  # (row, token) where that is all there is to do: one write for all of them
     for i, row in enumerate(rows):
-        state = row.sequence.state
-        forced.append(state.steer(x_SV[i], row.drafts) if isinstance(state, Steering) else None)
+        state, only = row.sequence.state, None
+        if isinstance(state, Steering):
+            held_back = state.held_back(row.drafts)
+            held += [(i, token) for token in held_back or ()]
+            only = state.steer(x_SV[i], row.drafts) if held_back is None else None
+        forced.append(only)
+    if held:
+        at_S, token_S = torch.tensor(held, device=x_SV.device).T
+        x_SV[at_S, token_S] = -torch.inf
     return x_SV, forced
 
 

@@ -38,7 +38,8 @@ class Steering:
         if params.enclosed is not None:
             from ayllu.engine.enclosed import Enclosure  # here: most requests have none
 
-            known = _needed(tokenizer, "a grammar for enclosed text")
+            grammar = params.enclosed.grammar is not None
+            known = _needed(tokenizer, "a grammar for enclosed text") if grammar else None
             self.enclosure = Enclosure(params.enclosed, known, vocab_size)
         if params.grammar is not None:
             from ayllu.engine.grammar import matcher  # here: most requests have none
@@ -76,6 +77,23 @@ class Steering:
     def error(self) -> AylluError | None:
         """Why the sequence can't go on from here, if it can't: what was drawn for here is not to be used."""
         return next((error for drafts, error in self._failures if drafts == self._since), None)
+
+    def held_back(self, drafts: Ids[int] = ()) -> tuple[int, ...] | None:
+        """The tokens that alone are forbidden after `drafts`; None where `steer` has to look. Most of a turn
+        that may call tools is such a place, and many rows of a batch are there at once."""
+        if self.enclosure is None or self._looks_elsewhere or self.error is not None:
+            return None
+        if self.enclosure.place(drafts)[0] is not None:
+            return None
+        if not drafts:
+            self._failures, self._since = [], ()
+        return self.enclosure.held_back
+
+    @property
+    def _looks_elsewhere(self) -> bool:
+        """Whether anything but the enclosure has to do with what may come."""
+        others = (self.penalties, self.thinking, self.matcher, self.params.min_tokens or None)
+        return any(other is not None for other in others)
 
     def steer(self, logits_V: Tensor, drafts: Ids[int] = ()) -> int | None:
         """Change one row of logits in place -> the token that has to come, if one has to."""
@@ -130,9 +148,8 @@ class Steering:
         assert self.enclosure is not None
         allowed_V = self.enclosure.mask(drafts)
         if allowed_V is None:
-            logits_V[self.enclosure.rule.close_id] = -torch.inf
-            others = (self.penalties, self.thinking, self.matcher, self.params.min_tokens or None)
-            return all(other is None for other in others)
+            logits_V[list(self.enclosure.held_back)] = -torch.inf
+            return not self._looks_elsewhere
         if self.penalties is not None:
             self.penalties.apply(logits_V, drafts)
         logits_V.masked_fill_(~torch.from_numpy(allowed_V).to(logits_V.device), -torch.inf)

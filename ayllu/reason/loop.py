@@ -134,6 +134,8 @@ class Turn:
             params = replace(params, max_tokens=min(params.max_tokens - len(self.logprobs), room))
         if self.segment:
             params = left_over(params, self.chat, self.transcript, self.thought)
+        if params.enclosed is not None and self.session.over:  # what it may not do any more it doesn't begin
+            params = replace(params, enclosed=replace(params.enclosed, grammar=None))
         self.handle = self.engine.submit(ids, params)
         self.reader = self.chat.reader(self.transcript)
 
@@ -197,10 +199,11 @@ class Turn:
 
 
 def held_to_tools(params: SamplingParams, chat: Chat | TemplateChat, toolbox: Toolbox) -> SamplingParams:
-    """`params` with which every call that the model opens is one that `toolbox` finds valid.
+    """`params` with which every call that the model opens is one that `toolbox` finds valid; where it has no
+    tool, no call is opened.
 
     The grammar is compiled once for a toolbox and a vocabulary. Nothing changes for a chat format whose calls
-    don't stand between two control tokens, and where there is no tool to call.
+    don't stand between two control tokens.
     """
     form = chat.call_form
     return held_to(params, chat, form, call_grammar(toolbox.tools, form)) if form is not None else params
@@ -209,18 +212,17 @@ def held_to_tools(params: SamplingParams, chat: Chat | TemplateChat, toolbox: To
 def held_to(
     params: SamplingParams, chat: Chat | TemplateChat, form: CallForm, grammar: str, *, forced: bool = False
 ) -> SamplingParams:
-    """`params` with which every call follows `grammar` ("": as they were); `form` is the chat's own.
+    """`params` with which every call follows `grammar` ("": there are no calls); `form` is the chat's own.
 
     `forced`: the answer is one call and nothing else. To the engine it begins with a thought of no length: it
     puts in the token that ends it, which here is the one that opens the call.
     """
-    if not grammar:
-        return params
     from ayllu.engine.request import Enclosed, Grammar, ThinkingBudget
 
     opens, closes = chat.tokenizer.control[form.opens], chat.tokenizer.control[form.closes]
-    params = replace(params, enclosed=Enclosed(opens, closes, Grammar("lark", grammar)))
-    if not forced:
+    rule = Grammar("lark", grammar) if grammar else None
+    params = replace(params, enclosed=Enclosed(opens, closes, rule))
+    if rule is None or not forced:
         return params
     begins = ThinkingBudget(closes, opens, maximum=0, opened=True)
     return replace(params, thinking=begins, stop_ids=(*params.stop_ids, closes))

@@ -80,6 +80,12 @@ class Session:
         """Calls whose tool exists and whose arguments fit."""
         return sum(record.valid for record in self.records)
 
+    @property
+    def over(self) -> bool:
+        """Whether no further call will be run."""
+        late = self.rules.seconds is not None and self.spent >= self.rules.seconds
+        return late or self.calls >= self.rules.max_calls
+
     def run(self, name: str, arguments: str, error: str = "") -> Result:
         """The result of a call. `error`: what is wrong with one that can't even be read. RequestError when a
         replay meets another call than the one that was recorded."""

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import go_on, sample_one, sequence
 
+from ayllu.engine import sampler
 from ayllu.engine.enclosed import Enclosure
-from ayllu.engine.request import Enclosed, Grammar, SamplingParams, ThinkingBudget
+from ayllu.engine.request import Enclosed, Grammar, Row, SamplingParams, ThinkingBudget
 from ayllu.errors import RequestError
 from ayllu.text.tokenizer import train_tokenizer
 
@@ -109,6 +110,41 @@ def test_a_mask_after_drafts_is_the_mask_after_those_tokens(seed, depth):
             assert (look is None) == (here is None)
             assert look is None or np.array_equal(look, here)
             stepped.accept(token)
+
+
+NOTHING = Enclosed(OPEN, CLOSE, None)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    seed=st.integers(0, 10**6), temperature=st.sampled_from([0.0, 1.0, 5.0]), least=st.sampled_from([0, 30])
+)
+def test_where_nothing_may_be_enclosed_nothing_is_opened(seed, temperature, least):
+    options = {"temperature": temperature, "min_tokens": least, "stop_ids": (END,)}
+    one = run(seed, rule=NOTHING, **options)
+    assert one.error is None and not {OPEN, CLOSE} & set(one.token_ids) and len(one.token_ids) >= least
+    unasked = sequence(seed, vocab=VOCAB, limit=60, enclosed=NOTHING, **options)  # and it needs no tokenizer
+    assert go_on(unasked, noise(seed, (OPEN, CLOSE))).token_ids == one.token_ids
+    drafted = sample_one(noise(seed, (OPEN,))(one), one, drafts=(OPEN, 70))
+    assert drafted.token not in (OPEN, CLOSE)
+
+
+def test_rows_of_a_batch_are_held_as_each_alone():
+    """Outside of enclosures all rows are written to at once; inside, and without any, each for itself."""
+    generator = torch.Generator().manual_seed(1)
+    for temperature in (0.0, 1.0):
+        options = {"tokenizer": TOKENIZER, "vocab": VOCAB, "temperature": temperature}
+        rules = [RULE, None, NOTHING, RULE, NOTHING, RULE]
+        every = [sequence(n, enclosed=rule, **options) for n, rule in enumerate(rules)]
+        every[3].append(OPEN, 0.0)  # it stands inside
+        every[5].params = SamplingParams(temperature=temperature, enclosed=RULE, min_tokens=5)
+        logits = 2.0 * torch.randn(len(every), VOCAB, generator=generator)
+        logits[:, [OPEN, CLOSE]] += 6.0
+        together = sampler.sample(logits.clone(), [Row(one) for one in every])
+        alone = [sample_one(row, one) for row, one in zip(logits.clone(), every, strict=True)]
+        assert [got.token for got in together] == [got.token for got in alone]
+        assert [got.logprob for got in together] == pytest.approx([got.logprob for got in alone], abs=1e-5)
+        assert together[2].token not in (OPEN, CLOSE) and together[0].token != CLOSE
 
 
 def test_drafts_that_do_not_fit_are_no_failure():

@@ -66,6 +66,11 @@ def answers(model, **options):
         return answer_batch(engine, CHAT, STARTS, BOX, PARAMS, **options)
 
 
+def sampled(answer):
+    """The ids that the model wrote."""
+    return [i for i, own in zip(answer.transcript.ids(), answer.transcript.sampled(), strict=True) if own]
+
+
 # ---- constrained calls
 def test_a_model_that_knows_nothing_makes_valid_calls_only(model):
     held = answers(model, constrain=True)
@@ -102,8 +107,22 @@ def test_without_being_asked_nothing_is_held(model):
     engine = ScriptedEngine(lambda prompt: [CHAT.end])
     answer_batch(engine, CHAT, STARTS[:1], BOX, Params())
     assert engine.submitted[0].params.enclosed is None
-    assert held_to_tools(PARAMS, CHAT, Toolbox()) is PARAMS
     assert held_to_tools(PARAMS, CHAT, BOX).enclosed.open_id == OPEN
+
+
+def test_where_no_tool_is_on_offer_no_call_is_written(model):
+    with Engine(model, tokenizer=CHAT.tokenizer, max_sequences=16) as engine:
+        none = answer_batch(engine, CHAT, STARTS, Toolbox(), PARAMS, constrain=True)
+    assert all(OPEN not in sampled(answer) and answer.calls == 0 for answer in none)
+    assert any(OPEN in sampled(answer) for answer in answers(model)), "it wants to"
+
+
+def test_after_the_last_call_that_it_may_make_it_makes_none(model):
+    held = answers(model, constrain=True, rules=Rules(max_calls=1))
+    assert sum(answer.calls for answer in held) > 5
+    assert all(sampled(answer).count(OPEN) <= 1 for answer in held)
+    none = answers(model, constrain=True, rules=Rules(max_calls=0))
+    assert all(OPEN not in sampled(answer) for answer in none)
 
 
 # ---- rules

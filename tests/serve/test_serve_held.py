@@ -136,7 +136,7 @@ def test_free_requests_are_held_to_calls_but_not_to_a_call(scripted, tokenizer):
             assert "x-ignored-fields" not in headers
         held, none, plain = running.engine.params
         assert held.enclosed.open_id == tokenizer.control["<|tool|>"] and held.thinking is None
-        assert none.enclosed is None and plain.enclosed is None and none == plain
+        assert none.enclosed.grammar is None and none == plain  # no call is opened at all
 
 
 def test_keywords_that_can_not_be_held_to_are_told(scripted):
