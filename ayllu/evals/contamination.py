@@ -26,13 +26,13 @@ import numpy as np
 from ayllu.errors import BadFileError, ContaminationError, InputNotFoundError
 from ayllu.evals.rows import KINDS, kind_of, read_rows
 from ayllu.reason.practice import TASKS
+from ayllu.reason.tasks.gsm8k import TRAINING_FILE
 from ayllu.text.clean import normalise
 from ayllu.text.decontaminate import index_evaluations, one_form
 
 LEAST_WORDS = 8  # of a skeleton
 SAMPLE = 300  # problems of each family that are looked at
 _OTHER = (".parquet", ".arrow", ".feather", ".gz", ".bz2", ".zst", ".zip", ".tar", ".7z", ".xlsx", ".db")
-_TRAIN = re.compile(r"(?<![a-z])train(ing|set)?(?![a-z])")
 _NUMBER = re.compile(r"\d[\d,.]*")
 
 
@@ -46,7 +46,9 @@ def official_texts(folders: Sequence[Path]) -> Iterator[str]:
     """Every text of every test file. InputNotFoundError for a folder without any, BadFileError for damage and
     for data that can't be read here."""
     for folder in folders:
-        every = [p for p in sorted(folder.rglob("*")) if p.is_file() and not _TRAIN.search(p.name.lower())]
+        every = [
+            p for p in sorted(folder.rglob("*")) if p.is_file() and not TRAINING_FILE.search(p.name.lower())
+        ]
         for path in every:
             if kind_of(path) in _OTHER:  # data, in a form that isn't read
                 raise BadFileError(

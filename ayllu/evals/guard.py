@@ -7,11 +7,13 @@ A recipe has it when it has its table:
 
 It looks at problems of every family that any later stage practises (sft, rl, expert, verifier, distill), with
 the evidence of `evals/contamination.py`. The pretraining text has a guard of its own (`evaluation` in the
-table `[text]`), which leaves documents out instead of refusing.
+table `[text]`), which leaves documents out instead of refusing. Rows of others (`sft.gsm8k`) need a guard; a
+guarded run with text of others needs that one as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +30,22 @@ class GuardSettings:
     """What the practice is compared with."""
 
     examined: tuple[str, ...] = free((), "folders of official test sets that practice must not overlap")
+
+    def check(self, tables: Mapping[str, Any]) -> None:
+        """RecipeValueError for rows or text of others that are compared with nothing."""
+        practice, text = tables.get("sft"), tables.get("text")
+        if practice is not None and practice.gsm8k and not self.examined:
+            raise RecipeValueError(
+                "sft.gsm8k: these rows are practised, and no test set is named to compare them with",
+                fix='name the folder of GSM8K\'s test set: [guard] with examined = ["FOLDER"]',
+            )
+        if not self.examined or text is None or text.evaluation:
+            return
+        if tuple(text.corpus) != tuple(type(text)().corpus):
+            raise RecipeValueError(
+                "guard.examined: practice is compared with test sets, and text of your own isn't",
+                fix='name the files of the test sets in [text] too: evaluation = ["FILE"]',
+            )
 
 
 class Practising(Protocol):

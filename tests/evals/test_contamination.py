@@ -105,7 +105,7 @@ def test_skeletons_forget_numbers_only():
 # ---- the stage
 def judged(folder, official, **tables):
     recipe = {"guard": {"examined": [str(official)]}} | tables
-    settings = compose({"name": "a", "text": {"corpus": ["x"]}} | recipe, only(recipe)).tables
+    settings = compose({"name": "a"} | recipe, only(recipe)).tables
     context = StageContext(folder, {}, 3, 1, "cpu", Progress("guard", quiet=True), folder / "m.jsonl", folder)
     return guard(context, settings.pop("guard"), **{k: v for k, v in settings.items() if k != "text"})
 
@@ -128,13 +128,28 @@ def test_the_guard_stands_before_everything_and_nothing_is_made(tmp_path, offici
     monkeypatch.chdir(tmp_path)
     (official / "test.jsonl").write_text(json.dumps({"q": next(practised_texts({"arithmetic": 1.0}, 0))[1]}))
     (tmp_path / "recipe.toml").write_text(
-        f'name = "a"\n[text]\ncorpus = ["none"]\n[guard]\nexamined = ["{official}"]\n'
+        'name = "a"\n[text]\ncorpus = ["none"]\nevaluation = ["test.jsonl"]\n'
+        f'[guard]\nexamined = ["{official}"]\n'
     )
     with pytest.raises(ContaminationError, match="arithmetic"):
         make(tmp_path / "recipe.toml", quiet=True)
     assert not (tmp_path / "runs/a/text").exists()
     names = [stage.name for stage in stages_of({"guard": {}, "expert": {}})]
     assert names[:2] == ["guard", "text"]
+
+
+def test_what_comes_from_others_needs_a_guard():
+    """Refused when the recipe is read, and not when hours have gone by."""
+    rows = {"name": "a", "sft": {"gsm8k": ["rows"]}}
+    with pytest.raises(RecipeValueError, match=r"sft\.gsm8k.*no test set") as refused:
+        compose(rows)
+    assert "[guard] with examined" in str(refused.value)
+    guarded = rows | {"guard": {"examined": ["tests"]}}
+    compose(guarded)
+    with pytest.raises(RecipeValueError, match="text of your own isn't"):
+        compose(guarded | {"text": {"corpus": ["mine.jsonl"]}})
+    compose(guarded | {"text": {"corpus": ["mine.jsonl"], "evaluation": ["test.jsonl"]}})
+    compose({"name": "a", "text": {"corpus": ["mine.jsonl"]}})
 
 
 def test_a_guard_has_something_to_look_at(tmp_path):
@@ -146,7 +161,7 @@ def test_the_rows_that_practice_is_made_from_count_as_its_input(tmp_path):
     rows = tmp_path / "rows"
     rows.mkdir()
     (rows / "train.jsonl").write_text("{}")
-    raw = {"name": "a", "text": {"corpus": ["x"]}, "sft": {"gsm8k": ["rows"]}, "guard": {"examined": ["e"]}}
+    raw = {"name": "a", "sft": {"gsm8k": ["rows"]}, "guard": {"examined": ["e"]}}
     stage = stages_of(raw)[0]
     plan = make_plan(raw, stages=(stage,), tables=only(raw))
     assert input_files(stage, plan, tmp_path) == {"rows/train.jsonl": rows / "train.jsonl"}

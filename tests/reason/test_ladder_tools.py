@@ -87,10 +87,10 @@ def test_a_fifth_of_the_tools_is_missing_at_every_level(level):
         assert len(set(p.tools)) == len(p.tools) and low <= len(p.tools) + (wanted not in p.tools) <= high + 1
         if wanted != "none":
             there.append(wanted in p.tools)
-        if wanted == "calculator" and "calculator" not in p.tools:
-            python.add("python" in p.tools)
+        if wanted in ("calculator", "clock") and wanted not in p.tools:
+            python.add((wanted, "python" in p.tools))
     assert 0.76 < sum(there) / len(there) < 0.84
-    assert python == {False}, "a program would do as well"
+    assert python == {("calculator", False), ("clock", False)}, "a program would do as well"
 
 
 # ---- GSM8K
@@ -135,11 +135,50 @@ def test_gsm8k_numbers_are_drawn_anew_and_worked_out_again(tmp_path):
         ("Ann has 5 cats, two dogs.", "<<5*3=15>>\n#### 15", "nowhere"),
         ("Ann has 5 cats and half of 1/2.", "<<5*3=15>>\n#### 15", "fractions"),
         ("Ann works 5 hours each weeknight.", "<<5*5=25>>\n#### 25", "two things"),
+        ("A cow has 4 legs. Ann has 9.", "<<4*9=36>>\n#### 36", "a fact"),
+        ("There are 16 ounces in a pound. Ann has 9.", "<<16*9=144>>\n#### 144", "a fact"),
+        ("A pen is $3, a pack of 8 is cheaper: $20.", "<<3*8=24>> <<24-20=4>>\n#### 4", "a bargain"),
+        ("Ann ran round a field of 30 by 50 m 2 times.", "<<30*2=60>> <<50*2=100>> <<60+100=160>> "
+         "<<160*2=320>>\n#### 320", "a two that is used twice"),
     ],
-)
+)  # fmt: skip
 def test_gsm8k_rows_that_cannot_be_trusted(question, answer, why):
     template, reason = gsm8k.parse(question, answer)
     assert template is None and why in reason
+
+
+def variants(tmp_path, question, answer, number=150):
+    """Questions drawn from one problem, under a name that only the word `train` makes a training file."""
+    (tmp_path / "restraint.jsonl").write_text("no rows")
+    (tmp_path / "gsm8k-train.jsonl").write_text(json.dumps({"question": question, "answer": answer}))
+    task, rng = gsm8k.Resampled(), np.random.default_rng(0)
+    assert task.read([tmp_path]) == {"templates": 1}
+    ((level, split),) = task.pools
+    return [task.problem(rng, level, split).prompt for _ in range(number)]
+
+
+def test_gsm8k_new_numbers_stay_possible(tmp_path):
+    hours = variants(tmp_path, "A shop is open 15 hours a day, 6 days a week.", "<<15*6=90>>\n#### 90")
+    found = [tuple(map(int, re.findall(r"\d+", text))) for text in hours]
+    assert len(set(found)) > 30 and all(a <= 24 and b <= 7 for a, b in found)
+    taxed = variants(tmp_path, "Of $500 Ann pays 20% tax.", "<<500*20/100=100>>\n#### 100")
+    shares = {int(re.search(r"(\d+)%", text)[1]) for text in taxed}
+    assert shares == {10, 15, 20, 25, 30, 35, 40}, "near 20, and the rest near 80"
+    most = variants(tmp_path, "Of $500 Ann keeps 95%.", "<<500*95/100=475>>\n#### 475")
+    assert {re.search(r"(\d+)%", text)[1] for text in most} == {"90", "95"}, "10 is twice what was left"
+
+
+def test_gsm8k_decimals_are_money_behind_a_dollar_sign_alone(tmp_path):
+    texts = variants(tmp_path, "Ann works 6.5 hours for $7.50 each.", "<<6.5*7.5=48.75>>\n#### 48.75")
+    assert all(re.search(r"\$\d+\.\d\d each", text) for text in texts)
+    assert any(re.search(r"works \d+(\.\d)? hours", text) for text in texts)
+    assert not any(re.search(r"works \d+\.\d?0 hours", text) for text in texts)
+
+
+def test_gsm8k_parts_of_a_whole_are_words_with_a_value(tmp_path):
+    question = "Ann has 60 eggs and boils two-thirds of them."
+    texts = variants(tmp_path, question, "<<60*2/3=40>>\n#### 40")
+    assert all("two-thirds" in text for text in texts) and len(set(texts)) > 10
 
 
 def test_gsm8k_without_rows_says_what_is_missing(tmp_path):

@@ -26,6 +26,7 @@ NONE = "none"
 HELD = 0.15  # share of phrasings that only `templates` has
 OFFERED = ((2, 3), (3, 5), (4, 8))  # tools on offer, by level, as far as there are so many
 MISSING = 0.2  # chance that the tool that would serve isn't among them
+PROGRAMMABLE = ("calculator", "clock")  # a program can do sums as well, and tell the time
 QUESTIONS = (
     "Which tool? {request}",
     "Which tool serves this: {request}",
@@ -96,12 +97,12 @@ class ToolChoice(Task):
 
 
 def _on_offer(rng: Generator, others: list[str], wanted: str, level: int) -> list[str]:
-    """Tools in any order; the one that is wanted among them, but for MISSING of the time. A program can do
-    what a calculator does, so that where that one is missing python is, too."""
+    """Tools in any order; the one that is wanted among them, but for MISSING of the time. Where that is one
+    of PROGRAMMABLE, python is missing, too, or `none` would be wrong."""
     low, high = OFFERED[level - 1]
     count = int(rng.integers(low, high + 1))
     there = wanted != NONE and rng.random() >= MISSING
-    if wanted == "calculator" and not there:
+    if wanted in PROGRAMMABLE and not there:
         others = [tool for tool in others if tool != "python"]
     offered = [others[i] for i in rng.permutation(len(others))[: count - there]]
     if there:
