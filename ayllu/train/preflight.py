@@ -3,15 +3,16 @@
 RL can only make more frequent what a model does now and then. Whether it does, how many answers run out
 of tokens and how long all of it will take can be known in a minute, and not knowing it has cost people
 days (trl#5697: a run whose answers were cut off at 97 % and never earned anything; open-r1#255, #257).
-So each family is sampled 16 times a problem, a table is printed, and a run that can't work is refused in
-plain words. A level with pass@1 far below pass@16 is where RL has something to sharpen.
+So each family is sampled 16 times a problem, a table is printed, what a family can't teach is said in plain
+words, and a run that can't work, or of which next to nothing would, is refused. A level with pass@1 far below
+pass@16 is where RL has something to sharpen.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ayllu.train.updates import Group
 
 SAMPLES = 16
+LEAST = 0.05  # informative groups among those that will be sampled, below which a run isn't worth its hours
 KEPT = ".preflight.json"  # beside the checkpoints: a resumed stage doesn't fly again
 
 
@@ -50,7 +52,7 @@ def preflight(
     """Try `rollouts.settings.preflight` problems a family; print, keep and return what was found.
 
     `seconds(groups)` says how long forward and backward of some groups take. Raises TrainingStoppedError
-    when no group of any family is informative.
+    when no group of any family is informative, or of those that will be sampled fewer than LEAST.
     """
     kept = context.folder / KEPT
     if kept.is_file():
@@ -60,6 +62,10 @@ def preflight(
     families = [family for family, share in settings.shares().items() if share]
     rollouts.engine.refresh()
     context.progress.start(len(families), "families")
+    # What happens once (kernels compiled, graphs recorded, memory taken) is no part of what every step takes.
+    rng = np.random.default_rng([rollouts.seed, 7])
+    first = rollouts.answer([TASKS[families[0]].problem(rng, 1, "train")], 2, 0)
+    seconds([replace(group, rewards=[1.0, 0.0]) for group in first])
     began = time.monotonic()
     by_family: dict[str, list[Group]] = {}
     for number, family in enumerate(families):
@@ -73,10 +79,17 @@ def preflight(
     sampling = time.monotonic() - began
     every = [group for groups in by_family.values() for group in groups]
     flights = {family: flight(groups, settings.size) for family, groups in by_family.items()}
+    shares = {family: settings.shares()[family] for family in families}
+    notes = [line for family, each in flights.items() if (line := note(family, each, shares))]
     if not any(group.informative for group in every):
         raise nothing_to_learn(every)
+    if (useful_share := sampled_share(shares, flights)) < LEAST:
+        raise TrainingStoppedError(
+            f"of the groups that would be sampled some {100 * useful_share:.0f} % would teach anything",
+            why="; ".join(notes) or "hardly any group has both right and wrong answers",
+            fix="give the other families more share, or the model more SFT (rl.preflight = 0 goes on anyway)",
+        )
     tokens = sum(answer.tokens for group in every for answer in group.answers)
-    shares = {family: settings.shares()[family] for family in families}
     an_answer = sum(share * flights[f].tokens for f, share in shares.items()) / sum(shares.values())
     useful = [group for group in every if group.informative][: settings.groups]
     training = seconds(useful) / (len(useful) * SAMPLES)
@@ -86,7 +99,7 @@ def preflight(
         "seconds": forecast(flights, settings, sampling / tokens * an_answer, training),
         "peak_memory_mb": machine.peak_memory_mb(),
     }
-    for line in table(result):
+    for line in [*table(result), *notes]:
         context.progress.say(line)
     write_json(kept, result)
     return result
@@ -106,13 +119,30 @@ def flight(groups: list[Group], size: int) -> Flight:
     )
 
 
+def sampled_share(shares: dict[str, float], flights: dict[str, Flight]) -> float:
+    """Informative groups among those that will be sampled."""
+    return sum(share * flights[f].informative for f, share in shares.items()) / sum(shares.values())
+
+
+def note(family: str, found: Flight, shares: dict[str, float]) -> str:
+    """What is wrong with a family, in a sentence; "" where nothing is."""
+    share = f"its {100 * shares[family] / sum(shares.values()):.0f} % of the problems"
+    if found.truncated > 0.5:
+        return f"{family}: {100 * found.truncated:.0f} % of the answers are cut off; raise rl.max_tokens"
+    if found.pass_16 == 0:
+        return f"{family}: not right once in {found.problems * SAMPLES} answers; {share} will teach nothing"
+    if found.informative == 0:
+        always = "always right" if found.pass_1 > 0.9 else "always right or never"
+        return f"{family}: {always} in these {found.problems} problems; {share} may teach little"
+    return ""
+
+
 def forecast(flights: dict[str, Flight], settings: RlSettings, sampling: float, training: float) -> float:
     """Seconds of the whole stage, from those of sampling and of training on one answer.
 
     Groups that aren't informative are sampled for nothing; the SFT anchor counts as rows of answers.
     """
-    shares = {family: settings.shares()[family] for family in flights}
-    informative = sum(share * flights[f].informative for f, share in shares.items()) / sum(shares.values())
+    informative = sampled_share({family: settings.shares()[family] for family in flights}, flights)
     sampled, missing = 0.0, float(settings.groups)
     for _ in range(settings.rounds):  # as Rollouts.sample goes about it
         count = min(4 * settings.groups, max(missing, 0.0) / max(informative, 0.25))

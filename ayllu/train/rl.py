@@ -9,8 +9,8 @@ SFT batch in every step as an anchor. Other losses are in policy.py, several upd
 Rollouts come from the project's own engine over the live weights. The trainer learns on exactly the
 token ids that were sampled; nothing is decoded and encoded again.
 
-Hours are not wasted silently: with `preflight` some problems are tried before the first update
-(preflight.py), and what can't work any more is stopped with the reason.
+Hours are not wasted silently: some problems are tried before the first update (preflight.py), what can't work
+any more is stopped with the reason, and answers that grow without end are told of.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ from ayllu.train.packing import Practice
 from ayllu.train.policy import POLICY_LOSSES, Clip
 from ayllu.train.preflight import nothing_to_learn, preflight
 from ayllu.train.sft import SftSettings, check_room, read_given, save_into, trainable
+from ayllu.train.step import StepResult
 from ayllu.train.updates import Group, Updates
 
-CODE_VERSION = 6  # of updates.py too; 6: ratios of later updates are to the trainer's own probabilities
+CODE_VERSION = 7  # of updates.py too; 7: an answer is all that was said
 _VERIFIABLE = ("arithmetic", "calculator", "countdown3")
 _PATIENCE = 10  # steps without any informative group (or with collapsed entropy) before giving up
 _CURVE = 24  # rewards that the line on the terminal shows
+_CUT_OFF = 0.1  # share of answers cut off below which nothing is said about them
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class RlSettings:
     retire: int = bounded(0, 0, 1000, "visits at 90 % in a row after which a level rests; 0: none does")
     replay: float = bounded(0.15, 0.01, 1.0, "share of problems from levels that rest")
     entropy_floor: float = bounded(0.0, 0.0, 10.0, "nats a token below which training is stopped; 0: never")
-    preflight: int = bounded(0, 0, 10_000, "problems of a family tried before the first update; 0: none")
+    max_grad_norm: float = bounded(0.0, 0.0, 1e6, "longer gradients are shortened to this length; 0: never")
+    preflight: int = bounded(8, 0, 10_000, "problems of a family tried before the first update; 0: none")
 
     def check(self, tables: Mapping[str, Any]) -> None:
         """RecipeValueError for a family that doesn't exist, has a setting of its own or lacks its rows,
@@ -207,7 +210,7 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
     curriculum = Curriculum(retire=settings.retire, replay=settings.replay)
     loop = Loop(context, "rl", model, optimizer, settings.steps)
     loop.on_resume = lambda state: curriculum.restore(state["curriculum"])
-    loop.state |= {"rewards": [], "collapsed": 0}
+    loop.state |= {"rewards": [], "collapsed": 0, "cut_off": [], "told": False}
 
     def step(number: int) -> dict[str, Any]:
         engine.refresh()
@@ -217,7 +220,10 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
         useful = [g for g in groups if g.informative][: settings.groups]
         if curriculum.empty >= _PATIENCE:
             raise nothing_to_learn(groups)
-        row = _row(groups, [result.entropy for result in updates.run(number, useful)])
+        row = _row(groups, updates.run(number, useful))
+        if not loop.state["told"] and (why := more_cut_off(loop.state, row["truncated"], flight)):
+            loop.state["told"] = True
+            context.progress.say(why)
         loop.state["rewards"] = [*loop.state["rewards"], row["reward"]][-_CURVE:]
         low = row.get("entropy", settings.entropy_floor) < settings.entropy_floor
         loop.state["collapsed"] = loop.state["collapsed"] + 1 if low else 0
@@ -244,13 +250,29 @@ def rl(context: StageContext, settings: RlSettings, practice: SftSettings) -> di
     return {"steps": settings.steps} | ({"preflight": flight} if flight else {})
 
 
+def more_cut_off(state: dict[str, Any], share: float, flight: dict[str, Any] | None) -> str:
+    """What to say when the limit cuts off twice the answers that it did before the first update; "" for
+    nothing. `share` of this step joins those that `state` keeps: a single step says little."""
+    state["cut_off"] = [*state["cut_off"], share][-_PATIENCE:]
+    now = float(np.mean(state["cut_off"]))
+    if flight is None or len(state["cut_off"]) < _PATIENCE or now < _CUT_OFF:
+        return ""
+    before = float(np.mean([family["truncated"] for family in flight["families"].values()]))
+    if now < 2 * before:
+        return ""
+    return (
+        f"{100 * now:.0f} % of the answers run out of tokens now, {100 * before:.0f} % did before the first "
+        "update: answers grow that lead nowhere (rl.cut_off gives that a price, rl.max_tokens gives it room)"
+    )
+
+
 def curve(values: list[float]) -> str:
     """Values as a line of small bars, the lowest to the highest over the whole height."""
     low, span = min(values, default=0.0), (max(values, default=0.0) - min(values, default=0.0)) or 1.0
     return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - low) / span))] for value in values)
 
 
-def _row(groups: list[Group], entropies: list[float]) -> dict[str, Any]:
+def _row(groups: list[Group], results: list[StepResult]) -> dict[str, Any]:
     answers = [a for g in groups for a in g.answers]
     rewards = [r for g in groups for r in g.rewards]
     by_family = {
@@ -265,7 +287,13 @@ def _row(groups: list[Group], entropies: list[float]) -> dict[str, Any]:
         "informative": sum(g.informative for g in groups) / len(groups),
         "length": float(np.mean([a.tokens for a in answers])),
         "truncated": float(np.mean([a.finish_reason == "length" for a in answers])),
-        **({"entropy": float(np.mean(entropies))} if entropies else {}),  # nothing learnt, nothing measured
+        **_means(results),
         "rollouts": len(answers),
         **by_family,
     }
+
+
+def _means(results: list[StepResult]) -> dict[str, float]:
+    """Nothing where nothing was learnt: then nothing was measured."""
+    names = ("entropy", "grad_norm") if results else ()
+    return {name: float(np.mean([getattr(result, name) for result in results])) for name in names}

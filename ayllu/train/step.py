@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,13 +31,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """`loss`: sum(weights * losses); `nats`: plain mean over weighted positions; `entropy` likewise."""
+    """`loss`: sum(weights * losses); `nats`: plain mean over weighted positions; `entropy` likewise;
+    `grad_norm`: length of the whole update's gradient, where it was asked for."""
 
     loss: float
     nats: float
     entropy: float
     tokens: int  # positions of the batch
     trained: int  # positions with a weight
+    grad_norm: float = math.nan
 
 
 def backward(model: Decoder, batch: Batch, dtype: torch.dtype, *, exact_logits: bool = False) -> StepResult:
@@ -84,9 +86,14 @@ def train_step(
     dtype: torch.dtype,
     *,
     exact_logits: bool = False,
+    max_grad_norm: float | None = None,
 ) -> list[StepResult]:
-    """One update from the summed gradients of `batches`."""
+    """One update from the summed gradients of `batches`. With `max_grad_norm` their length is measured, and a
+    longer one shortened to it (Pascanu et al. 2013); infinity only measures."""
     results = [backward(model, batch, dtype, exact_logits=exact_logits) for batch in batches]
+    if results and max_grad_norm is not None:
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+        results = [replace(result, grad_norm=norm) for result in results]
     if results:  # without a gradient old momentum would still move the weights
         optimizer.step(lr_scale)
     return results

@@ -6,6 +6,7 @@ The losses themselves are a table in policy.py; rl.py samples the groups.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -164,5 +165,13 @@ class Updates:
         if self.settings.anchor:
             batch = self.anchor.batch(number, self.device)
             batches = [*batches, replace(batch, weights_BT=batch.weights_BT * self.settings.anchor)]
-        results = train_step(self.model, self.optimizer, batches, scale, self.dtype, exact_logits=True)
+        results = train_step(
+            self.model,
+            self.optimizer,
+            batches,
+            scale,
+            self.dtype,
+            exact_logits=True,
+            max_grad_norm=self.settings.max_grad_norm or math.inf,
+        )
         return results[:policy]

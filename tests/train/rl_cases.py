@@ -46,6 +46,7 @@ SETTINGS = RlSettings(
     length=128,
     arithmetic=1.0,
     countdown3=0.0,
+    preflight=0,
 )
 
 

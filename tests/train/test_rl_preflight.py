@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from rl_cases import PROBLEM, SETTINGS, context, group
 
 from ayllu.errors import RecipeValueError, TrainingStoppedError
+from ayllu.reason.task import Problem
 from ayllu.recipe import compose
 from ayllu.train import preflight
 from ayllu.train import rl as module
@@ -79,6 +82,57 @@ def test_a_preflight_stops_before_the_first_update_and_flies_once(
     kept = {"families": {}, "seconds": 1.0}
     (here.folder / preflight.KEPT).write_text(json.dumps(kept))
     assert preflight.preflight(here, None, None) == kept  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ((8, 0.0, 0.0, 0.97, 0.0, 90.0), "a: 97 % of the answers are cut off; raise rl.max_tokens"),
+        (
+            (8, 0.0, 0.0, 0.1, 0.0, 9.0),
+            "a: not right once in 128 answers; its 20 % of the problems will teach",
+        ),
+        ((8, 1.0, 1.0, 0.0, 0.0, 9.0), "a: always right in these 8 problems; its 20 % of the problems may"),
+        ((8, 0.5, 0.5, 0.0, 0.0, 9.0), "a: always right or never in these 8 problems"),
+        ((8, 0.5, 0.9, 0.1, 0.3, 9.0), ""),
+    ],
+)
+def test_a_family_that_teaches_nothing_is_named(found: tuple[float, ...], said: str) -> None:
+    line = preflight.note("a", preflight.Flight(*found), {"a": 0.1, "b": 0.4})  # type: ignore[arg-type]
+    assert line.startswith(said) and bool(line) == bool(said)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.02])
+def test_a_run_that_would_hardly_learn_is_stopped(
+    share: float, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Always right in what has nearly all of the share: the little that is left isn't worth the hours."""
+
+    def reward(problem: Problem, *_: object) -> float:
+        return 1.0 if problem.family == "calculator" else float(np.random.default_rng().integers(2))
+
+    monkeypatch.setattr(module, "reward", reward)
+    here = context(tmp_path / str(share), inputs)
+    settings = replace(SETTINGS, steps=1, preflight=2, arithmetic=share, calculator=1.0)
+    if share > 0.1:
+        module.rl(here, settings, SftSettings())
+        assert here.metrics.exists()
+        return
+    with pytest.raises(TrainingStoppedError, match=r"some [0-4] % would teach anything") as stopped:
+        module.rl(here, settings, SftSettings())
+    assert "calculator: 100 % of the answers are cut off" in str(stopped.value)  # it has learnt nothing
+    assert not here.metrics.exists()
+
+
+def test_answers_that_grow_without_end_are_told_of() -> None:
+    flight = {"families": {"a": {"truncated": 0.06}, "b": {"truncated": 0.02}}}
+    state: dict[str, Any] = {"cut_off": []}
+    told = [module.more_cut_off(state, share, flight) for share in [0.05] * 9 + [0.3] * 9]
+    first = next(n for n, line in enumerate(told) if line)
+    assert first >= 10 and told[first].startswith("10 % of the answers run out of tokens now, 4 % did before")
+    state = {"cut_off": []}
+    assert not any(module.more_cut_off(state, 0.07, flight) for _ in range(30))  # twice, but few
+    assert not any(module.more_cut_off({"cut_off": []}, 0.9, None) for _ in range(30))
 
 
 @pytest.mark.usefixtures("luck")

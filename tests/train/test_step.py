@@ -3,6 +3,7 @@ changes nothing."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -13,7 +14,7 @@ import torch
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
 from ayllu.train import step
-from ayllu.train.step import Batch, StepResult, backward
+from ayllu.train.step import Batch, StepResult, backward, train_step
 
 ROWS, LENGTH, VOCABULARY = 4, 96, 50
 
@@ -74,3 +75,31 @@ def test_what_was_sampled_at_a_temperature_is_learnt_at_it(temperature: float, s
     assert result.loss == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-6)
     for (name, mine), (_, theirs) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("longest", [None, math.inf, 1e-3])
+def test_a_gradient_is_measured_and_shortened_where_that_is_asked_for(longest: float | None) -> None:
+    model = Decoder(ModelSettings(width=32, layers=1, head_dim=16).config(VOCABULARY)).initialise(0)
+    gradients: list[float] = []
+
+    class Watching:
+        def step(self, lr_scale: float) -> None:
+            squares = [float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None]
+            gradients.append(math.sqrt(sum(squares)))
+
+    batches = [batch_of(200, seed) for seed in (1, 2)]
+    results = train_step(
+        model,
+        Watching(),
+        batches,
+        1.0,
+        torch.float32,
+        max_grad_norm=longest,  # type: ignore[arg-type]
+    )
+    assert len(results) == 2
+    if longest is None:
+        assert all(math.isnan(result.grad_norm) for result in results)
+    else:
+        whole = results[0].grad_norm
+        assert whole == results[1].grad_norm > 1e-3, "of both batches together, before it is shortened"
+        assert gradients[0] == pytest.approx(min(whole, longest), rel=1e-3)
