@@ -32,12 +32,12 @@ from ayllu.files import (
 )
 from ayllu.report.card import is_public, model_card
 from ayllu.report.summary import STAGES, read_stages, summarise
-from ayllu.stage import StageContext, free
+from ayllu.stage import StageContext, bounded, free, one_of
 
 MANIFEST = "manifest.json"
 VERIFIER, STUDENT = "verifier", "student"  # folders within the model's: its verifier, its distilled student
 CHAT_TEMPLATE = Path(__file__).parent / "reason" / "chat_template.jinja"
-CODE_VERSION = 2  # 2: private text has no free licence, verifiers have intervals
+CODE_VERSION = 3  # 3: the card and the report say in which type weights are stored
 LICENCE = Path(__file__).parent / "report" / "LICENSE-Apache-2.0.txt"
 _CODE = {".py", ".so", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy"}
 
@@ -47,6 +47,10 @@ class ReleaseSettings:
     """What the recipe can say about the release."""
 
     title: str = free("", "the model's name on its card; empty takes the name of the run")
+    dtype: str = one_of("float32", ("float32", "bfloat16"), "number format that the weights are stored in")
+    max_shard_size: int = bounded(
+        5000, 1, 100_000, "MB (10^6 bytes) of weights in one file; more are divided among several"
+    )
 
 
 def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
@@ -54,8 +58,8 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
 
     Reads rl/model (config.json, *.safetensors), tokenizer/, the text stage's manifest and attribution,
     and every stage's result; a run's verifier goes into the model's folder `verifier`, a distilled model into
-    `student`. Begins afresh when it is called again. Returns `weights_sha256`, `tokenizer_sha256`,
-    `data_manifest_sha256`, `files`, `bytes`.
+    `student`, both as their stages wrote them. Begins afresh when it is called again. Returns
+    `weights_sha256`, `tokenizer_sha256`, `data_manifest_sha256`, `dtype`, `files`, `bytes`.
     Errors: ModelFileMissingError, ModelFileDamagedError, DiskFullError, FolderReadOnlyError.
     """
     from ayllu.reason.thinking import taught
@@ -65,10 +69,8 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
     source = context.inputs["rl"] / "model"
     context.progress.start(4, "steps")
     _empty(folder)
-    for path in [source / "model.safetensors.index.json", *sorted(source.glob("*.safetensors"))]:
-        if path.is_file():
-            _copy(path, folder / path.name)
     _copy(_need(context.inputs["tokenizer"] / "tokenizer.json"), folder / "tokenizer.json")
+    _write_weights(source, folder, settings)
     if "verifier" in context.inputs:
         _need(context.inputs["verifier"] / "model" / HEAD)
         _copy_model(context.inputs["verifier"] / "model", folder / VERIFIER)
@@ -76,15 +78,15 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
         _copy_model(context.inputs["distill"] / "model", folder / STUDENT)
         student = folder / STUDENT
         _write_configs(student, read_json(student / "config.json"), budgets=taught(student))
-    context.progress.update(1, "weights copied")
+    context.progress.update(1, "weights written")
 
     recipe = _recipe(run)
     # An optional stage that the recipe no longer has leaves its folder behind.
     stages = {name: made for name, made in read_stages(run).items() if name in STAGES or name in recipe}
-    report = _report(recipe, stages, weights_sha256(folder))
+    report = _report(recipe, stages, weights_sha256(folder)) | {"weights_dtype": settings.dtype}
     title = settings.title or recipe.get("name") or run.name
     data = read_json(_need(context.inputs["text"] / MANIFEST))
-    _write_configs(folder, read_json(_need(source / "config.json")), budgets=taught(source))
+    _write_configs(folder, read_json(folder / "config.json"), budgets=taught(source))
     write_json(folder / "report.json", report)
     write_text(folder / "README.md", model_card(str(title), report, data))
     _copy(_need(context.inputs["text"] / "ATTRIBUTION.md"), folder / "ATTRIBUTION.md")
@@ -115,6 +117,7 @@ def release(context: StageContext, settings: ReleaseSettings) -> dict[str, Any]:
         "weights_sha256": manifest["weights_sha256"],
         "tokenizer_sha256": files["tokenizer.json"]["sha256"],
         "data_manifest_sha256": manifest["data_manifest_sha256"],
+        "dtype": settings.dtype,
         "files": len(files) + 1,
         "bytes": total,
     }
@@ -170,6 +173,24 @@ def weights_sha256(folder: Path) -> str:
         raise ModelFileMissingError(f"{folder / 'model.safetensors'} is missing")
     hashes = {file.name: sha256_file(file) for file in files}
     return hashes["model.safetensors"] if set(hashes) == {"model.safetensors"} else sha256_json(hashes)
+
+
+def _write_weights(source: Path, folder: Path, settings: ReleaseSettings) -> None:
+    """config.json and the weights of `source`, in the settings' type and files. Float32 in one file is
+    `source`'s own file to the byte."""
+    from ayllu.model.weights import load_model, save_model
+    from ayllu.text.tokenizer import Tokenizer
+
+    control = Tokenizer.load(folder).control
+    save_model(
+        load_model(source),
+        folder,
+        bos=control["<|bos|>"],
+        eos=control["<|end|>"],
+        pad=control["<|pad|>"],
+        dtype=settings.dtype,
+        shard_bytes=settings.max_shard_size * 10**6,
+    )
 
 
 def _write_configs(folder: Path, config: dict[str, Any], *, budgets: bool) -> None:

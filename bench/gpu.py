@@ -1,25 +1,25 @@
-"""Everything that wants a GPU, in one script: is the cuda executor right, then how fast.
+"""Everything that wants a GPU, in one script: is the cuda executor right, does a run go on, then how fast.
 
     python bench/gpu.py --out results                     all parts, each within nine minutes on an H100
-    python bench/gpu.py --out results --parts correct decode
+    python bench/gpu.py --out results --parts correct tests recipe      before a run that takes hours
     TRITON_INTERPRET=1 python bench/gpu.py --out /tmp/x --tiny     a dry run on a CPU, of tiny models
 
 Parts: `correct` (the kernels beside torch operations on the same weights, every kind of them, several
 numbers of sequences, some beside a prompt; on a GPU graphs must have been recorded; where it fails nothing
-else is run), `tests` (tests/engine/test_cuda.py and test_cuda_kernels.py, whose failure is told), `kernels`
-(each product alone), `decode` (one text, Llama 3.1 8B shape, random weights made on the device), `batch`
-(nano-vllm's benchmark: Qwen3 0.6B shape, 256 requests, prompts and answers of 100 to 1,024 tokens), `train`
-(forward and backward of the Llama 3.2 1B shape beside transformers, in turns), `parity` (the table of
-docs/parity.md in bfloat16).
+else is run), `tests` (tests/engine/test_cuda.py and test_cuda_kernels.py), `recipe` (recipes/miniature.toml,
+all its stages, stopped in SFT and in RL and gone on with), `kernels` (each product alone), `decode` (one
+text, Llama 3.1 8B shape, random weights made on the device), `batch` (nano-vllm's benchmark: Qwen3 0.6B
+shape, 256 requests, prompts and answers of 100 to 1,024 tokens), `train` (forward and backward of the Llama
+3.2 1B shape beside transformers, in turns), `parity` (the table of docs/parity.md in bfloat16).
 
-Each part writes PART.json into --out. GB/s are bytes of weights and cache that a step has to read, over its
-time; `roof` is a copy of 4 GB measured here and now, bytes read and written.
+Each part writes PART.json into --out, and the exit code says whether one that checks something has failed.
+GB/s are bytes of weights and cache that a step has to read, over its time; `roof` is a copy of 4 GB measured
+here and now, bytes read and written.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import subprocess
 import sys
@@ -32,6 +32,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from gpu_correct import correct, tests
+from gpu_models import config_of, free, random_model
+from gpu_recipe import recipe
 from torch import Tensor
 
 from ayllu import machine
@@ -41,37 +44,14 @@ from ayllu.engine.executors.cuda import CudaExecutor
 from ayllu.engine.request import SamplingParams
 from ayllu.files import write_json
 from ayllu.gpu.weight_only import WeightOnly
-from ayllu.model.config import ModelConfig, dense_layer
-from ayllu.model.decoder import Decoder
-from ayllu.model.presets import preset
-from ayllu.model.weights import shell_of
+from ayllu.model.config import dense_layer
 from ayllu.train.step import Batch as TrainBatch
 from ayllu.train.step import backward
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ("bfloat16", "fp8", "int8", "int4")
-GPU_TESTS = ("test_cuda", "test_cuda_kernels")
 # GB/s of memory as the maker gives them; the measured roof stands beside.
 SPEC = {"H200": 4800, "H100": 3350, "A100": 2039, "B200": 8000}
-TINY = ModelConfig(64, 200, (dense_layer(4, 2, 16, 96),) * 2, 256)
-
-
-def random_model(config: ModelConfig, device: str, dtype: torch.dtype = torch.bfloat16) -> Decoder:
-    """Random weights made on the device, norms in float32 as everywhere."""
-    model = shell_of(config).to_empty(device=device).requires_grad_(False).eval()
-    for name, weight in model.named_parameters():
-        if weight.dim() == 1:
-            weight.data = torch.ones_like(weight, dtype=torch.float32 if "norm" in name else dtype)
-        else:
-            weight.data = torch.empty_like(weight, dtype=dtype).normal_(std=weight.shape[-1] ** -0.5)
-    return model
-
-
-def config_of(name: str, wish: argparse.Namespace, layers: int = 0) -> ModelConfig:
-    if wish.tiny:
-        return TINY
-    config = preset(name).config()
-    return replace(config, layers=config.layers[:layers]) if layers else config
 
 
 def for_each(work: Callable[[Tensor], Any], inputs: list[Tensor]) -> None:
@@ -103,12 +83,6 @@ def seconds_of(work: Callable[[], Any], device: str, runs: int) -> float:
     return statistics.median(found)
 
 
-def free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def roof(wish: argparse.Namespace) -> dict[str, Any]:
     """Bytes a second of a copy."""
     numbers = 10**5 if wish.tiny else 10**9
@@ -124,85 +98,6 @@ def one_token_each(tables_SW: np.ndarray, position: int) -> Batch:
     count = len(tables_SW)
     order = np.arange(count, dtype=np.int32)
     return Batch(order % 7, np.full(count, position, np.int32), order, tables_SW, order)
-
-
-# ---- is it right?
-def correct(wish: argparse.Namespace) -> dict[str, Any]:
-    """Largest difference of a logit, over the largest logit, of the kernels and of torch operations on the
-    same weights; in float32 the latter are the torch executor."""
-    limits = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.05, "fp8": 0.05, "int4": 0.05}
-    rows, faults, counts = [], list[str](), (1, 3) if wish.tiny else (1, 2, 5, 16, 40, 200)
-    for name in ("qwen3-0.6b",) if wish.tiny else ("qwen3-0.6b", "llama-3.2-1b", "qwen3-30b-a3b"):
-        config = config_of(name, wish, layers=2)
-        model = random_model(config, wish.device, torch.float32)
-        length = 40 if wish.tiny else 300
-        prompt_T = np.random.default_rng(0).integers(config.vocab_size, size=length).astype(np.int32)
-        width = length // BLOCK + 2
-        for weights in limits:
-            executor = CudaExecutor(model, weights)
-            executor.reserve(max(counts) * width)
-            kernels_missing = executor.without_kernels
-            for count in counts:
-                order_SW = np.random.default_rng(1).permutation(count * width).reshape(count, width)
-                tables_SW = order_SW.astype(np.int32)
-                # Texts of different lengths, read one by one, then one step that decodes.
-                lengths = np.array([max(1, length - 7 * (row % 30)) for row in range(count)], np.int32)
-                for row, n in enumerate(lengths):
-                    order_T, at_T = np.arange(n, dtype=np.int32), np.full(n, row, np.int32)
-                    executor.step(Batch(prompt_T[:n], order_T, at_T, tables_SW, order_T[-1:]))
-                order = np.arange(count, dtype=np.int32)
-                batch = Batch(np.full(count, 5, np.int32), lengths, order, tables_SW, order)
-                steps = {"alone": batch}
-                if count > 1:  # the last text is read again, beside the others' single tokens
-                    steps["beside a prompt"] = beside_a_prompt(batch, prompt_T, int(lengths[-1]))
-                for kind, one in steps.items():
-                    executor.without_kernels = "torch operations, to compare with"
-                    want_SV = executor.step(one)
-                    executor.without_kernels = kernels_missing
-                    got_SV = executor.step(one)
-                    where = f"{name}, {weights}, {count} sequences {kind}"
-                    if not torch.equal(got_SV, executor.step(one)):
-                        faults.append(f"{where}: the same step twice gives other numbers")
-                    if executor.without_kernels:
-                        faults.append(f"{where}: {executor.without_kernels}")
-                    relative = float((got_SV - want_SV).abs().max() / want_SV.abs().max())
-                    row = {"model": name, "weights": weights, "sequences": count, "step": kind}
-                    rows.append({**row, "relative": relative})
-                    print(f"  {name:14} {weights:9} {count:4} sequences {kind:16} {relative:.6f}", flush=True)
-            if wish.device.startswith("cuda") and not (executor.graphs.usable and executor.graphs._recorded):
-                faults.append(f"{name}, {weights}: no CUDA graph was recorded")
-            del executor
-            free()
-        del model
-        free()
-    # Experts of a rounded model may be others where the router is nearly undecided.
-    wrong = [r for r in rows if not r["relative"] <= limits[r["weights"]]]
-    wrong = [r for r in wrong if r["model"] != "qwen3-30b-a3b" or r["weights"] == "float32"]
-    return {"ok": not wrong and not faults, "limits": limits, "faults": faults, "wrong": wrong, "rows": rows}
-
-
-def beside_a_prompt(batch: Batch, prompt_T: np.ndarray, length: int) -> Batch:
-    """The step with the last text's `length` tokens in place of its next one."""
-    count = len(batch.tokens_T)
-    order_T, at_T = np.arange(length, dtype=np.int32), np.full(length, count - 1, np.int32)
-    return Batch(
-        np.r_[batch.tokens_T[:-1], prompt_T[:length]],
-        np.r_[batch.positions_T[:-1], order_T],
-        np.r_[batch.sequence_T[:-1], at_T],
-        batch.tables_SW,
-        np.r_[np.arange(count - 1, dtype=np.int32), np.int32(count + length - 2)],
-    )
-
-
-def tests(wish: argparse.Namespace) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *(f"tests/engine/{name}.py" for name in GPU_TESTS), "-q", "-rs"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=520,
-    )
-    return {"ok": done.returncode == 0, "output": done.stdout[-4000:]}
 
 
 # ---- how fast?
@@ -384,7 +279,7 @@ def parity(wish: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    part.__name__: part for part in (correct, tests, kernels, decode, batch, train, parity)
+    part.__name__: part for part in (correct, tests, recipe, kernels, decode, batch, train, parity)
 }
 
 
@@ -401,7 +296,7 @@ def main() -> None:
     if wish.device == "cpu" and not wish.tiny:
         parser.error("there is no CUDA device here; --tiny is a dry run on the CPU")
     wish.out.mkdir(parents=True, exist_ok=True)
-    quick = [name for name in PARTS if name not in ("tests", "parity")]
+    quick, failed = [name for name in PARTS if name not in ("tests", "parity")], list[str]()
     for name in wish.parts or (quick if wish.tiny else list(PARTS)):
         print(name, flush=True)
         began = time.perf_counter()
@@ -410,7 +305,10 @@ def main() -> None:
         write_json(wish.out / f"{name}.json", found)
         if name == "correct" and not found["ok"]:
             sys.exit(f"the cuda executor is wrong: {found['faults'] or found['wrong']}")
+        failed += [] if found.get("ok", True) else [name]
         free()
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; {wish.out} has what was found")
 
 
 if __name__ == "__main__":

@@ -18,14 +18,15 @@ from released import folder as folder
 from released import result as result
 from released import theirs as theirs
 
+from ayllu.engine.engine import Engine
 from ayllu.errors import DiskFullError, ModelFileDamagedError, ModelFileMissingError
 from ayllu.files import read_json, sha256_file, write_json
 from ayllu.model.config import ModelSettings
 from ayllu.model.decoder import Decoder
-from ayllu.model.weights import load_model
+from ayllu.model.weights import load_model, save_model
 from ayllu.reason.transcript import Chat
 from ayllu.reason.verify import HEAD, Verifier, load_verifier, save_head
-from ayllu.release import ReleaseSettings, release, verify_model_folder
+from ayllu.release import ReleaseSettings, release, verify_model_folder, weights_sha256
 from ayllu.stage import StageContext
 from ayllu.text.tokenizer import CONTROL, Tokenizer
 from ayllu.train.sft import save_into
@@ -109,6 +110,70 @@ def test_manifest_lists_every_file_and_the_data(folder: Path, context: StageCont
     verify_model_folder(folder)
 
 
+def test_by_default_the_weights_are_those_of_rl_to_the_byte(folder: Path, context: StageContext) -> None:
+    made = context.inputs["rl"] / "model" / "model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == made.read_bytes()
+    assert read_json(folder / "config.json")["dtype"] == "float32"
+    card = (folder / "README.md").read_text()
+    assert "Its weights are stored in float32." in card and "rounded" not in card
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
+    """A release in bfloat16 and files of at most a megabyte: of 1.6 million weights, which takes several."""
+    here = make_run(tmp_path_factory.mktemp("runs") / "demo")
+    size = Tokenizer.load(here.inputs["tokenizer"]).vocab_size
+    config = ModelSettings(width=256, layers=2, head_dim=32, context=256).config(size)
+    save_model(Decoder(config).initialise(5), here.inputs["rl"] / "model", bos=0, eos=1, pad=2)
+    release(here, ReleaseSettings(dtype="bfloat16", max_shard_size=1))
+    return here
+
+
+def test_weights_in_fewer_bits_and_several_files(halved: StageContext) -> None:
+    source, folder = halved.inputs["rl"] / "model", halved.folder
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) >= 3 and all(path.stat().st_size < 1 << 20 for path in shards)
+    whole = (source / "model.safetensors").stat().st_size
+    assert sum(path.stat().st_size for path in shards) == pytest.approx(whole / 2, rel=0.01)
+    made, released = load_model(source), load_model(folder, dtype="bfloat16")
+    for (name, wanted), found in zip(made.named_parameters(), released.parameters(), strict=True):
+        assert torch.equal(wanted.bfloat16(), found.bfloat16()), name
+    assert read_json(folder / "config.json")["dtype"] == "bfloat16"
+    listed = read_json(folder / "manifest.json")["files"]
+    for path in [*shards, folder / "model.safetensors.index.json"]:
+        assert listed[path.name] == {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    assert read_json(folder / "manifest.json")["weights_sha256"] == weights_sha256(folder)
+    report, card = read_json(folder / "report.json"), (folder / "README.md").read_text()
+    assert report["weights_dtype"] == "bfloat16" and "Its weights are stored in bfloat16." in card
+    assert "They were rounded to bfloat16 after they had been examined." in card
+
+
+def test_a_shard_that_is_missing_or_altered_is_named(halved: StageContext, tmp_path: Path) -> None:
+    for path in halved.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ModelFileDamagedError, match=re.escape(shard.name)):
+        verify_model_folder(tmp_path)
+    shard.unlink()
+    with pytest.raises(ModelFileMissingError, match=re.escape(shard.name)):
+        verify_model_folder(tmp_path)
+
+
+def test_transformers_and_the_engine_read_several_files(halved: StageContext) -> None:
+    from transformers import AutoModelForCausalLM
+
+    judge = AutoModelForCausalLM.from_pretrained(halved.folder, dtype=torch.float32)
+    tokens_BT = torch.randint(0, judge.config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits_BTV = load_model(halved.folder)(tokens_BT)
+        torch.testing.assert_close(logits_BTV, judge(tokens_BT).logits, atol=2e-5, rtol=1e-4)
+    with Engine(halved.folder) as engine:
+        (done,) = engine.generate([tokens_BT[0].tolist()], max_tokens=1, temperature=0)
+    assert done.token_ids[0] == int(logits_BTV[0, -1].argmax())
+
+
 def test_transformers_gives_the_same_logits(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -187,8 +252,8 @@ def test_a_missing_input_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_model_smaller_than_its_tokenizer_is_refused(tmp_path: Path) -> None:
     context = make_run(tmp_path / "demo")
-    path = tmp_path / "demo" / "rl" / "model" / "config.json"
-    write_json(path, read_json(path) | {"vocab_size": 100})
+    small = Decoder(ModelSettings(width=32, layers=1, head_dim=16, context=256).config(100))
+    save_model(small, context.inputs["rl"] / "model", bos=0, eos=1, pad=12)
     with pytest.raises(ModelFileDamagedError, match="knows 100 tokens"):
         release(context, ReleaseSettings())
 

@@ -278,6 +278,72 @@ def test_bits_per_byte_measured_once_are_compared_as_bars(run: Path) -> None:
     assert "1.893" in svg and "2.214" in svg
 
 
+FURTHER = {
+    "expert": [{"loss": 0.4 / i} for i in range(1, 20)],
+    "verifier": [{"loss": 0.7 / i, "accuracy": 1 - 0.5 / i} for i in range(1, 20)],
+    "distill": [{"kl": 0.3 / i, "tokens": 900} for i in range(1, 20)],
+}
+
+
+def test_curves_of_the_stages_that_a_recipe_adds(run: Path) -> None:
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        for stage, rows in FURTHER.items():
+            file.writelines(
+                json.dumps({"stage": stage, "step": i, **row}) + "\n" for i, row in enumerate(rows)
+            )
+    recipe, stages = RECIPE | {name: {} for name in FURTHER}, finished_stages()
+    stages |= {name: {"seconds": 5.0, "result": {"steps": 19}} for name in FURTHER}
+    write_report(run, recipe, stages)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    order = [
+        "Supervised fine-tuning",
+        "Expert iteration",
+        "Reinforcement learning",
+        "Verifier",
+        "Distillation",
+    ]
+    places = [text.index(f"<h2>{heading}</h2>") for heading in order]
+    assert places == sorted(places)
+    for heading, titles in (
+        ("Expert iteration", ["loss, nats per token"]),
+        ("Verifier", ["loss, nats per token", "tokens told apart"]),
+        ("Distillation", ["reverse KL, nats per token"]),
+    ):
+        section = text.partition(f"<h2>{heading}</h2>")[2].partition("<h2>")[0]
+        svgs = re.findall(r"<svg.*?</svg>", section)
+        assert [re.findall(r"<title>(.*?)</title>", svg) for svg in svgs] == [[title] for title in titles]
+        assert all(points_of(svg) for svg in svgs)
+    write_report(run, RECIPE, finished_stages())  # rows of a stage that the recipe doesn't have any more
+    assert "Expert iteration" not in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_stage_of_the_recipe_without_rows_is_named_as_missing(run: Path) -> None:
+    write_report(run, RECIPE | {"distill": {}}, finished_stages())
+    shown = Reader((run / "report.html").read_text(encoding="utf-8")).text
+    assert "The curves: not there, the stage “distill” has not finished" in shown
+
+
+def test_what_rl_found_before_its_first_update_is_a_table(run: Path) -> None:
+    flight = {"problems": 8, "pass_1": 0.137, "pass_16": 0.5}
+    flight |= {"truncated": 0.046, "informative": 0.375, "tokens": 187.4}
+    stages = finished_stages()
+    stages["rl"]["result"]["preflight"] = {
+        "families": {"countdown4": flight, HOSTILE[0]: flight},
+        "tokens_per_second": 4899.6,
+        "seconds": 466.0,
+        "peak_memory_mb": 900.0,
+    }
+    write_report(run, RECIPE, stages)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    section = text.partition("<h3>Before the first update</h3>")[2].partition("<h2>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", section)]
+    assert rows[1] == ["countdown4", "8", "14%", "50%", "5%", "38%", "187"]
+    assert "4,900 tokens a second" in section and "expected to take 7:46" in section
+    assert "<script" not in text
+    write_report(run, RECIPE, finished_stages())
+    assert "Before the first update" not in (run / "report.html").read_text(encoding="utf-8")
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

@@ -14,15 +14,19 @@ from typing import Any
 from ayllu.files import write_json, write_text
 from ayllu.report.page import page
 from ayllu.report.summary import read_metrics, summarise
+from ayllu.report.thinking import read_curves
 
 
 def write_report(folder: Path, recipe: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
     """Write report.json and report.html into the run folder `folder` (each one whole or not at all).
 
     `stages` holds the finished stages only: seconds of wall time, peak resident memory in MB, and the
-    stage's result. The curves come from metrics.jsonl in the same folder, if there is one.
+    stage's result. The curves come from metrics.jsonl in the same folder, if there is one, and accuracy
+    against thinking from what `ayllu eval` has left there (thinking.py).
     Errors: DiskFullError, FolderReadOnlyError.
     """
     report = summarise(recipe, stages)
+    if curves := read_curves(folder, report["weights_sha256"]):
+        report["thinking"] = curves
     write_json(folder / "report.json", report)
     write_text(folder / "report.html", page(folder.name, report, read_metrics(folder / "metrics.jsonl")))

@@ -57,6 +57,7 @@ def _head(report: dict[str, Any]) -> str:
 def _what(report: dict[str, Any]) -> str:
     count = report.get("pretrain", {}).get("parameters")
     size = f" with {short(count)} parameters" if isinstance(count, (int, float)) else ""
+    stored = f" Its weights are stored in {report['weights_dtype']}." if "weights_dtype" in report else ""
     free = (
         " Weights, code, data manifest and recipe are free to use, change and build on."
         if is_public(report)
@@ -66,7 +67,7 @@ def _what(report: dict[str, Any]) -> str:
     text = "public text" if is_public(report) else "text that isn't all public,"
     return (
         f"A small reasoning model{size}, trained from scratch on {text} with Ayllu: it thinks in the "
-        f"open, calls tools and answers.{free}"
+        f"open, calls tools and answers.{stored}{free}"
     )
 
 
@@ -120,7 +121,7 @@ def _evaluation(report: dict[str, Any]) -> str:
         lines += [
             "",
             "The problems are held out by construction: a hash of each problem decides which split owns it. "
-            "The weights in this folder are the last ones, after RL.",
+            "The weights in this folder are the last ones, after RL." + _rounded(report),
         ]
     else:
         lines.append("Missing: this run has no finished evaluation.")
@@ -133,6 +134,12 @@ def _evaluation(report: dict[str, Any]) -> str:
             f"Held-out documents after pretraining: {pre['bits_per_byte']:.3f} bits per byte{against}.",
         ]
     return "\n".join(lines)
+
+
+def _rounded(report: dict[str, Any]) -> str:
+    """What storing them in fewer bits means for the figures."""
+    dtype = report.get("weights_dtype", "float32")
+    return "" if dtype == "float32" else f" They were rounded to {dtype} after they had been examined."
 
 
 def _beside(report: dict[str, Any]) -> str:

@@ -19,12 +19,14 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: `points` by rising x, `colour` 1..4 (a CSS variable of the page)."""
+    """One line of a chart: `points` by rising x, `colour` 1..4 (a CSS variable of the page). `spread`: low
+    and high of each point, where every one is a sample."""
 
     label: str
     points: tuple[Point, ...]
     colour: int = 1
     noisy: bool = False  # draw the points faintly and their running mean on top
+    spread: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def line_chart(
     lines = [_strong(s) for s in shown]
     # Outliers of a noisy series (the very first losses) must not flatten the rest: scale by the means.
     ys = [y for line in lines for _, y in line] + [level.y for level in levels]
+    ys += [end for s in shown for ends in s.spread for end in ends]
     low, high = _room(min(ys), max(ys), y_from, y_to)
     x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, max(xs) + 0.5)
     left, right, top, bottom = 46, _label_room(shown, levels, percent), 26 if y_label else 14, 34
@@ -160,6 +163,8 @@ def line_chart(
     for s, line in zip(shown, lines, strict=True):
         if s.noisy and len(s.points) > 2:
             out.append(_path([at(p) for p in thin(s.points)], f"line c{s.colour} faint"))
+        for (x, _), spread in zip(s.points, s.spread, strict=False):  # a line without intervals has none
+            out += _whiskers(*(at((x, end)) for end in spread))
         placed = [at(p) for p in thin(line)]
         if len(placed) == 1:
             out.append(f'<circle class="dot c{s.colour}" cx="{placed[0][0]}" cy="{placed[0][1]}" r="3.5"/>')
@@ -288,6 +293,13 @@ def _open(title: str, width: int, height: int) -> str:
 
 def _text(x: float, y: float, text: str, style: str) -> str:
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{safe(text)}</text>'
+
+
+def _whiskers(low: Point, high: Point) -> list[str]:
+    """An interval of y as an upright line with a bar at each end."""
+    (x, y1), (_, y2) = low, high
+    bars = [f'<line class="whisker" x1="{x - 3}" x2="{x + 3}" y1="{y}" y2="{y}"/>' for y in (y1, y2)]
+    return [f'<line class="whisker" x1="{x}" x2="{x}" y1="{y1}" y2="{y2}"/>', *bars]
 
 
 def _path(points: Sequence[Point], style: str) -> str:

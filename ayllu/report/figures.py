@@ -117,27 +117,53 @@ def sft(report: Row, rows: Sequence[Row]) -> str:
     return out + figure(loss, "Fine-tuning loss", caption)
 
 
+# Stages that a run has when its recipe names them: their heading, the curves that are drawn (key of a row,
+# title, whether it is a share, colour) and what they mean.
+_FURTHER: dict[str, tuple[str, tuple[tuple[str, str, bool, int], ...], str]] = {
+    "expert": (
+        "Expert iteration",
+        (("loss", "loss, nats per token", False, 1),),
+        "Fine-tuning on the model's own right solutions, beside the practice of before.",
+    ),
+    "verifier": (
+        "Verifier",
+        (("loss", "loss, nats per token", False, 1), ("accuracy", "tokens told apart", True, 2)),
+        "At every token of a solution: is it going to be right? Half of the solutions are.",
+    ),
+    "distill": (
+        "Distillation",
+        (("kl", "reverse KL, nats per token", False, 1),),
+        "How far the small model is from its teacher, on what the small one writes itself.",
+    ),
+}
+
+
+def further(stage: str, report: Row, rows: Sequence[Row]) -> str:
+    """The curves of an optional stage; nothing where the recipe doesn't have it."""
+    if stage not in report["recipe"]:
+        return ""
+    heading, curves, caption = _FURTHER[stage]
+    out, panels = f"<h2>{safe(heading)}</h2>", _panels(rows, curves)
+    if not panels:
+        return out + missing(report, stage, "The curves")
+    pair = f'<div class="pair">{"".join(panels)}</div>'
+    return out + figure(pair, heading, f"{caption} Each step faintly, the running mean on top.")
+
+
 def rl(report: Row, rows: Sequence[Row]) -> str:
-    """Four small charts on the same steps: reward, pass rate, length, informative groups."""
+    """Small charts on the same steps (reward, pass rate, length and others), and the reward by task."""
     out = "<h2>Reinforcement learning</h2>"
-    panels = []
-    for key, title, percent, colour in (
-        ("reward", "mean reward", False, 1),
-        ("pass_rate", "groups solved at least once", True, 2),
-        ("length", "answer length, tokens", False, 3),
-        ("informative", "informative groups", True, 4),
-        ("entropy", "entropy, nats per token", False, 1),
-        ("truncated", "cut off at the limit", True, 2),
-    ):
-        line = series(rows, key, colour=colour, noisy=True)
-        percent = percent and all(0 <= y <= 1 for _, y in line.points)
-        low = 0.0 if line.points and min(y for _, y in line.points) >= 0 else None
-        high = 1.0 if percent and line.points and max(y for _, y in line.points) > 0.5 else None
-        chart = line_chart(
-            title, [line], x_label="step", percent=percent, y_from=low, y_to=high, width=350, height=190
-        )
-        if chart:
-            panels.append(f"<div><p>{safe(title)}</p>{chart}</div>")
+    panels = _panels(
+        rows,
+        (
+            ("reward", "mean reward", False, 1),
+            ("pass_rate", "groups solved at least once", True, 2),
+            ("length", "answer length, tokens", False, 3),
+            ("informative", "informative groups", True, 4),
+            ("entropy", "entropy, nats per token", False, 1),
+            ("truncated", "cut off at the limit", True, 2),
+        ),
+    )
     if not panels:
         return out + missing(report, "rl", "The reward curves")
     caption = (
@@ -156,6 +182,22 @@ def rl(report: Row, rows: Sequence[Row]) -> str:
         + figure(pair, "Learning from verified answers", caption)
         + figure(by_task, "Reward by task", "The same steps, each task on its own.")
     )
+
+
+def _panels(rows: Sequence[Row], curves: Sequence[tuple[str, str, bool, int]]) -> list[str]:
+    """A small chart of each key that the rows have: (key, title, whether it is a share, colour)."""
+    panels = []
+    for key, title, percent, colour in curves:
+        line = series(rows, key, colour=colour, noisy=True)
+        percent = percent and all(0 <= y <= 1 for _, y in line.points)
+        low = 0.0 if line.points and min(y for _, y in line.points) >= 0 else None
+        high = 1.0 if percent and line.points and max(y for _, y in line.points) > 0.5 else None
+        chart = line_chart(
+            title, [line], x_label="step", percent=percent, y_from=low, y_to=high, width=350, height=190
+        )
+        if chart:
+            panels.append(f"<div><p>{safe(title)}</p>{chart}</div>")
+    return panels
 
 
 def time_strip(stages: dict[str, Row]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ayllu.progress import clock
-from ayllu.report import figures
+from ayllu.report import figures, thinking
 from ayllu.report.card import is_public
 from ayllu.report.charts import short
 from ayllu.report.escape import safe
@@ -36,9 +36,14 @@ def page(name: str, report: dict[str, Any], metrics: Rows) -> str:
             _header(name, report),
             _headline(report),
             _accuracy(report),
+            _thinking(report),
             figures.pretrain(report, metrics.get("pretrain", [])),
             figures.sft(report, metrics.get("sft", [])),
+            figures.further("expert", report, metrics.get("expert", [])),
             figures.rl(report, metrics.get("rl", [])),
+            _preflight(report),
+            figures.further("verifier", report, metrics.get("verifier", [])),
+            figures.further("distill", report, metrics.get("distill", [])),
             _samples(report),
             _data(report),
             _resources(report),
@@ -171,6 +176,52 @@ def _accuracy(report: dict[str, Any]) -> str:
             "The p value is McNemar’s (1947).</p>"
         )
     return out
+
+
+def _thinking(report: dict[str, Any]) -> str:
+    """Accuracy against tokens thought, where `ayllu eval` has measured it."""
+    curves, percent = report.get("thinking", {}), "{:.1%}".format
+    if not curves:
+        return ""
+    rows = [
+        (
+            family,
+            f"{point['budget']:,}",
+            f"{point['mean_thinking_tokens']:.1f}",
+            f"{point['n']:,}",
+            percent(point["score"]),
+            f"{percent(point['low'])} – {percent(point['high'])}",
+        )
+        for family, points in curves.items()
+        for point in points
+    ]
+    heads = ("task", "at most", "tokens thought", "problems", "accuracy", "95% interval")
+    drawn = thinking.drawn(curves)
+    return f"<h2>Accuracy against thinking</h2>{drawn}{table(heads, rows, numbers=(1, 2, 3, 4, 5))}"
+
+
+def _preflight(report: dict[str, Any]) -> str:
+    """What RL found before its first update, where the recipe lets it look."""
+    found = report.get("rl", {}).get("preflight") or {}
+    if not found.get("families"):
+        return ""
+    heads = ("task", "problems", "pass@1", "pass@16", "cut off", "informative groups", "tokens")
+    rows = [
+        (
+            family,
+            maybe(each.get("problems"), "{:,.0f}".format),
+            *(maybe(each.get(k), "{:.0%}".format) for k in ("pass_1", "pass_16", "truncated", "informative")),
+            maybe(each.get("tokens"), "{:,.0f}".format),
+        )
+        for family, each in found["families"].items()
+    ]
+    rate = maybe(found.get("tokens_per_second"), "{:,.0f}".format)
+    note = (
+        f"Each problem was answered 16 times, {rate} tokens a second; the whole stage was expected to take "
+        f"{maybe(found.get('seconds'), clock)}."
+    )
+    out = "<h3>Before the first update</h3>" + table(heads, rows, numbers=range(1, len(heads)))
+    return f'{out}<p class="note">{safe(note)}</p>'
 
 
 SPANS = {

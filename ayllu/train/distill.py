@@ -6,8 +6,8 @@ with the teacher's distribution as the target, it does, and the reverse divergen
 asks it to leave out what it can't do rather than to spread over everything. Dense supervision on the small
 model, the sparse reward on the large one: RL the teacher, then distil.
 
-The divergence is summed over the whole vocabulary at each sampled token in float32, so that its gradient
-has no sampling noise but that of the texts.
+The divergence is summed over the whole vocabulary at each sampled token in float32, heads included, so that
+its gradient has no sampling noise but that of the texts.
 
 Only recipes with a table [distill] have this stage. The student begins at random, practises as the teacher
 did (the run's own SFT, shorter), and then writes for the teacher, which is the model after RL. Teacher,
@@ -57,6 +57,7 @@ from ayllu.train.schedule import lr_scale
 from ayllu.train.sft import SftSettings, check_room, save_into, sft, trainable
 from ayllu.train.step import Batch
 
+CODE_VERSION = 2  # 2: logits in float32 where the rest computes in bfloat16
 MEASURED = ("n", "correct", "low", "high", "mean_tokens", "truncated")
 _ROWS = 8  # rows of one forward and backward
 
@@ -123,16 +124,21 @@ def student_rows(
 def backward_kl(
     student: Decoder, teacher: Decoder, batches: list[Batch], dtype: torch.dtype
 ) -> tuple[float, int]:
-    """Add the gradient of the mean reverse KL over all weighted places -> (mean KL in nats, places)."""
+    """Add the gradient of the mean reverse KL over all weighted places -> (mean KL in nats, places).
+
+    Blocks compute in `dtype`, heads in float32: in bfloat16 a logit of 16 is known to an eighth, which is
+    more than student and teacher differ by in the end.
+    """
     places = sum(int((batch.weights_BT != 0).sum()) for batch in batches)
     total = 0.0
     for batch in batches:
         mask_N = (batch.weights_BT != 0).flatten()
         with torch.no_grad():
             known = teacher.states(batch.tokens_BT, document_BT=batch.document_BT, dtype=dtype)
-            teacher_NV = teacher.logits(known.flatten(0, 1)[mask_N])
+            teacher_NV = teacher.logits(known.flatten(0, 1)[mask_N].float())
         states = student.states(batch.tokens_BT, document_BT=batch.document_BT, dtype=dtype)
-        loss = reverse_kl(student.logits(states.flatten(0, 1)[mask_N]), teacher_NV).sum() / places
+        student_NV = student.logits(states.flatten(0, 1)[mask_N].float())
+        loss = reverse_kl(student_NV, teacher_NV).sum() / places
         loss.backward()
         total += float(loss.detach())
     if not math.isfinite(total):
