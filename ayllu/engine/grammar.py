@@ -11,6 +11,7 @@ ends with an error; no token comes out that the mask didn't allow.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import select
@@ -195,6 +196,23 @@ _worker_lock, _verdicts_lock = threading.Lock(), threading.Lock()
 _TOO_MUCH = {"error": "compiling it takes too much time or memory"}
 
 
+def _end() -> None:
+    """The worker's end."""
+    global _worker
+    process, _worker = _worker, None
+    if process is None:
+        return
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what couldn't be written to a dead process is still to come
+                pipe.close()
+
+
+atexit.register(_end)
+
+
 def checked(grammar: Grammar) -> str:
     """llguidance's form of a grammar that has been tried out. Raises RequestError."""
     if len(grammar.source) > MAX_SOURCE:
@@ -256,10 +274,6 @@ def _ask(request: bytes) -> dict[str, str] | None:
     except OSError:
         line = b""
     if not line.endswith(b"\n"):
-        _worker.kill()
-        _worker.wait()
-        _worker.stdin.close()
-        _worker.stdout.close()
-        _worker = None
+        _end()
         return None
     return cast(dict[str, str], json.loads(line))

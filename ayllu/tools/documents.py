@@ -7,7 +7,12 @@ Telugu add endings, and English a few, the first letters of a longer word count 
 `invoices` finds `invoice`, `Rechnungen` finds `Rechnung`, without a dictionary of any language.
 
 Only regular files beneath the folder are read, links are not followed, everything is bounded. What stands in
-the passages is somebody's text: the model reads it as a result, never as control tokens.
+the passages, and in the names of files, is somebody's text: the model reads it as a result, never as control
+tokens, and quoted, so that no text can pass for another source's:
+
+    [handbook.md:12-15]
+    > An invoice is due
+    > in 30 days.
 """
 
 from __future__ import annotations
@@ -24,17 +29,20 @@ from pathlib import Path
 from typing import Any
 
 from ayllu.errors import InputNotFoundError, UsageError
-from ayllu.tools.tool import Tool, ToolError, cut
+from ayllu.tools.tool import Tool, ToolError, cut, escaped
 
 SUFFIXES = (".txt", ".md", ".rst", ".org")
 MAX_FILES, MAX_FILE, MAX_TOTAL = 5000, 4 << 20, 64 << 20  # files; bytes of one; bytes of all
 MAX_ENTRIES = 100_000  # files and folders that are looked at
 MAX_LINES, MAX_PASSAGE = 12, 900  # of a passage: lines, characters
-MAX_QUERY, MAX_SHOWN, SHOWN = 300, 600, 3  # characters; characters of a quoted passage; passages
+MAX_QUERY, MAX_SHOWN, SHOWN = 300, 520, 3  # characters; characters of a quoted passage; passages
+MAX_RESULT = 2000  # characters of them all, which is what a Toolbox lets through uncut
 K1, B = 1.2, 0.75
 STEM, STEM_WEIGHT = 5, 0.4  # letters of the weaker term, its weight
 # Letters and digits, and the signs that Python doesn't count among them: accents, vowel signs, joiners.
 _WORD = re.compile(r"(?:[^\W_]|[\u0300-\u036f\u0900-\u0963\u0966-\u0dff\u200c\u200d])+")
+
+_SPECIAL = re.compile(r"[\[\]\\]")  # what would end a citation, and what escapes it
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,15 @@ class Passage:
 
     @property
     def citation(self) -> str:
-        """`handbook.md:12-15`."""
-        return f"{self.file}:{self.first}" + (f"-{self.last}" if self.last > self.first else "")
+        """`handbook.md:12-15`. Brackets, backslashes and control characters of a name are escaped."""
+        name = escaped(_SPECIAL.sub(r"\\\g<0>", self.file))
+        return f"{name}:{self.first}" + (f"-{self.last}" if self.last > self.first else "")
+
+    @property
+    def quotation(self) -> str:
+        """The citation in brackets; below it the text, cut, each line behind `> `."""
+        text = cut(escaped(self.text, keep="\n\t"), MAX_SHOWN)
+        return "\n".join([f"[{self.citation}]", *(f"> {line}" for line in text.split("\n"))])
 
 
 def terms(text: str) -> Iterator[tuple[str, float]]:
@@ -172,13 +187,15 @@ def documents_tool(documents: Documents) -> Tool:
     def run(arguments: dict[str, Any]) -> str:
         if not any(True for _ in terms(arguments["query"])):
             raise ToolError("the query has no words")
-        found = documents.search(arguments["query"])
-        shown = [f"[{passage.citation}]\n{cut(passage.text, MAX_SHOWN)}" for passage, _ in found]
-        return "\n\n".join(shown) or "(nothing found)"
+        shown = [passage.quotation for passage, _ in documents.search(arguments["query"])]
+        # Long names: rather fewer passages than a cut in the middle, which could part a text from its source.
+        while len(text := "\n\n".join(shown)) > MAX_RESULT and len(shown) > 1:
+            shown.pop()
+        return text or "(nothing found)"
 
     return Tool(
         name="documents",
-        description="Searches the user's documents. Gives passages, each after its file and lines.",
+        description="Searches the user's documents. Gives passages, each after its file and lines, quoted.",
         parameters={
             "type": "object",
             "properties": {"query": {"type": "string", "maxLength": MAX_QUERY, "description": "a few words"}},

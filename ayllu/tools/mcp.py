@@ -10,7 +10,8 @@ A server is somebody else's program. So
     text          descriptions and results are text, cut and without control characters; no text becomes a
                   control token of the conversation
     schema        arguments are checked here by our own subset; a tool that needs more is left out, and why
-    confirmation  a tool that doesn't call itself read-only is one that changes something: the user is asked
+    confirmation  the user is asked before a call; not for a pinned tool that calls itself read-only: that it
+                  does was seen when it was pinned, while without a pin a server could say so of anything
     time          every call has a limit, and so has starting up
 
 What a server answers in one message is read as a whole; its size is bounded here only after that.
@@ -32,13 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from ayllu.errors import InputNotFoundError, RequestError
-from ayllu.tools.tool import NAME, PROPERTY_KEYWORDS, TYPES, Tool, ToolError, cut
+from ayllu.tools.tool import CONTROL, NAME, PROPERTY_KEYWORDS, TYPES, Tool, ToolError, cut
 
 MAX_DESCRIPTION, MAX_RESULT, MAX_LISTED = 300, 4000, 500  # characters, characters, tools of a server
 MAX_NAME, MAX_ENUM = 64, 500  # characters of an argument's name, values of one to choose from
 MAX_BOUND = 1e15  # of a number: the grammar of calls has no use for larger ones, or breaks on them
 STARTING = 20.0  # seconds
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _KEYS = {"command", "tools", "seconds", "pins", "confirm", "environment"}
 
 
@@ -198,12 +198,13 @@ class Servers:
         reads = listed.annotations is not None and listed.annotations.read_only_hint is True
         schema = {"description": listed.description or "", "schema": listed.input_schema, "reads": reads}
         mark = hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()[:16]
-        if server.pins and server.pins.get(listed.name) != mark:
+        pinned = server.pins.get(listed.name) == mark
+        if server.pins and not pinned:
             raise ValueError(f"its description is not the pinned one (it is {mark} now)")
         name = re.sub(r"[^a-z0-9_]", "_", f"{server.name}_{listed.name}".lower())[:64]
         if any(tool.name == name for tool in self.tools):
             raise ValueError("another tool has its name")
-        asks = server.confirm or not reads
+        asks = server.confirm or not (reads and pinned)
 
         def run(arguments: dict[str, Any]) -> str:
             return self._call(client, listed.name, arguments, server.seconds)
@@ -244,8 +245,8 @@ class Servers:
 
 
 def plain(text: str, *, lines: bool = True) -> str:
-    """A stranger's text without control characters; on one line unless `lines`."""
-    text = _CONTROL.sub("", text)
+    """A stranger's text without control characters but line feeds and tabs; on one line unless `lines`."""
+    text = CONTROL.sub(lambda found: found[0] if found[0] in "\n\t" else "", text)
     return text if lines else " ".join(text.split())
 
 

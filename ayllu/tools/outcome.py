@@ -29,8 +29,8 @@ class Outcome:
     """How a call ended. `exit` is the exit status, or None when it did not end by itself.
 
     `why_stopped`: None, or "time", "cpu", "disk", "output", "crash" (a fault of the process, such as a null
-    pointer), "lost" (the sandbox itself broke off). The texts are what it printed, cut to the limit with a
-    mark.
+    pointer), "lost" (the sandbox itself broke off), "checkout" (the work folder, one that is kept, came to
+    hold a `.git` or the like). The texts are what it printed, cut to the limit with a mark.
     """
 
     stdout: str

@@ -31,6 +31,8 @@ STOPPED = {
     "disk": "stopped: the work folder got too large; new files were removed",
     "output": "stopped: too much output",
     "crash": "the process crashed",
+    "checkout": "stopped: no .git, .hg or .svn, nor a repository, may be in the work folder; new files were "
+    "removed",
     "lost": "the sandbox broke off; try again",
 }
 

@@ -13,6 +13,10 @@ time, memory, threads, descriptors, disk and output. How each wall is built stan
 without either of the two, or without one of the others, a Sandbox is refused, unless `allow_unsafe` says
 otherwise.
 
+What code leaves in a work folder that is kept is foreign, for whoever opens it later. Checkouts aren't given
+to code and can't be made by it (`work_folder.py`), since version control runs what stands in `.git` without
+being told to.
+
 Not covered: faults of the kernel itself, what can be learnt from timing, GPUs; at the level "landlock"
 which files there are on the host, their sizes and times (not what is in them). Against an attacker rather
 than a model, put a virtual machine round all of it.
@@ -39,16 +43,15 @@ from pathlib import Path
 from typing import Any
 
 from ayllu.errors import RefusedError
-from ayllu.files import make_folder
+from ayllu.tools import work_folder as work_folders
 from ayllu.tools.outcome import WALLS, Level, Limits, MiB, Outcome, Tape, level_of
 from ayllu.tools.walls import folder as folders
-from ayllu.tools.walls.interpreter import interpreter, reads
+from ayllu.tools.walls.interpreter import reads
 from ayllu.tools.walls.keeper import send
 
 __all__ = ["WALLS", "Level", "Limits", "MiB", "Outcome", "Sandbox", "Tape"]
 NOBODY = 65534
 WATCH_SECONDS = 0.01  # how often the work folder is measured while code runs
-_SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr")
 FLOOD = 64  # times the output limit after which a call is stopped, not only cut
 
 
@@ -76,7 +79,9 @@ class Sandbox:
         self.without, self.packages = frozenset(without), tuple(packages)
         assert self.without <= set(WALLS), f"no such wall: {sorted(self.without - set(WALLS))}"
         _refuse_elsewhere()
-        self.work_folder = None if work_folder is None else _checked_folder(Path(work_folder))
+        self.work_folder = None
+        if work_folder is not None:
+            self.work_folder = work_folders.checked(Path(work_folder), 4 * self.limits.entries)
         self._private = Path(tempfile.mkdtemp(prefix="ayllu-sandbox-"))
         self._private.chmod(0o711)  # an ordinary user passes through; what lies inside has rights of its own
         self._turn, self._sending, self._calls = threading.Lock(), threading.Lock(), 0
@@ -129,11 +134,8 @@ class Sandbox:
         for control in tuple(self._running):
             with contextlib.suppress(OSError):
                 control.send(b"k")
-        if self._process is not None:
-            self._channel.close()
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        self._end()
+        self._process = None
         self._close()
 
     def __enter__(self) -> Sandbox:
@@ -143,6 +145,12 @@ class Sandbox:
         self.close()
 
     # ---- the warm interpreter
+    def _end(self) -> None:
+        if self._process is not None:
+            self._channel.close()
+            self._process.kill()
+            self._process.wait()
+
     def _start(self) -> None:
         work = self.work_folder or self._private / "work"
         for path in (self._private / "room", self._private / "work"):
@@ -167,7 +175,8 @@ class Sandbox:
         _hand_over(work, self._level.user)
 
     def _launch(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Start the interpreter and hear what it could do."""
+        """Start the interpreter and hear what it could do. One from before is ended."""
+        self._end()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).parents[2])
         start = f"import sys; sys.path.insert(0, {root!r}); from ayllu.tools.walls.keeper import main; main()"
@@ -209,6 +218,9 @@ class Sandbox:
         if not start.whole:  # nobody could tell any more what a call adds
             text = f"the work folder holds too many files, or more than {folders.DEEPEST} levels of folders\n"
             return Outcome("", text, None, "disk", 0.0)
+        if start.checkout and self.work_folder:  # made since by somebody else, and not ours to remove
+            text = f"the work folder holds a checkout or a repository: {start.checkout!r}\n"
+            return Outcome("", text, None, "checkout", 0.0)
         before = folders.sizes(folder)
         request = {"folder": name, "limits": asdict(self.limits), "code": code, "show_value": show_value}
         least = _free(folder) - self.limits.disk - self.limits.unseen
@@ -218,7 +230,7 @@ class Sandbox:
             self._running.add(control)
             try:
                 tapes, report, why = self._watch(
-                    control, out, err, lambda: self._overfull(folder, start) or _free(folder) < least, started
+                    control, out, err, lambda: self._amiss(folder, start, least), started
                 )
             finally:
                 self._running.discard(control)
@@ -230,8 +242,9 @@ class Sandbox:
                 why=f"a wall of the sandbox did not rise: {report['wall']}: {report['reason']}",
                 fix="run it again; if it stays so, make a new Sandbox, which looks at the machine anew",
             )
-        if why == "disk" or self._overfull(folder, start):  # also after a stop for another reason
-            why = why or "disk"
+        amiss = self._amiss(folder, start)  # also after a stop for another reason
+        if amiss or why in ("disk", "checkout"):
+            why = why or amiss
             folders.restore(folder, before)
         status = report.get("status")
         if why is None and (status is None or status < 0):
@@ -263,9 +276,6 @@ class Sandbox:
                 if attempt or self._process is None:
                     raise
                 with self._sending:
-                    self._channel.close()
-                    self._process.kill()
-                    self._process.wait()
                     self._start()
             finally:
                 os.close(out_w)
@@ -277,7 +287,7 @@ class Sandbox:
         raise AssertionError("unreachable")
 
     def _watch(
-        self, control: socket.socket, out: int, err: int, overfull: Callable[[], bool], started: float
+        self, control: socket.socket, out: int, err: int, amiss: Callable[[], str | None], started: float
     ) -> tuple[tuple[Tape, Tape], dict[str, Any], str | None]:
         """Read what comes until the keeper reports; stop the call when a limit is passed."""
         tapes = {out: Tape(self.limits.output), err: Tape(self.limits.output)}
@@ -310,18 +320,22 @@ class Sandbox:
             elif any(tape.total > FLOOD * self.limits.output for tape in tapes.values()):
                 why = "output"
             elif now - measured >= WATCH_SECONDS:
-                why = "disk" if overfull() else None
+                why = amiss()
                 measured = time.monotonic()
             if why is not None:
                 deadline = now + 5.0
                 with contextlib.suppress(OSError):
                     control.send(b"k")
 
-    def _overfull(self, folder: Path, start: folders.Extent) -> bool:
-        """Whether the folder is over its limits and larger than when the call began: what is too large
-        already may shrink, or nobody could ever remove anything."""
+    def _amiss(self, folder: Path, start: folders.Extent, least: int = 0) -> str | None:
+        """Why what a call has left so far mustn't stay: "checkout" for one in a folder that is kept; "disk"
+        where less than `least` bytes are free, or the folder is over its limits and larger than when the call
+        began: what is too large already may shrink, or nobody could ever remove anything. None: it may."""
         now = folders.extent(folder, max(self.limits.entries, start.entries))
-        return not now.whole or now.bytes > max(self.limits.disk, start.bytes)
+        if now.checkout and self.work_folder:
+            return "checkout"
+        over = not now.whole or now.bytes > max(self.limits.disk, start.bytes)
+        return "disk" if over or _free(folder) < least else None
 
 
 def _free(folder: Path) -> int:
@@ -348,41 +362,6 @@ def _drain(tapes: dict[int, Tape]) -> None:
             before = tape.total
             if not _read(descriptor, tape) or tape.total == before:
                 break
-
-
-def _checked_folder(folder: Path) -> Path:
-    """The resolved work folder, made if absent; RefusedError where it holds more than work."""
-    make_folder(folder)
-    folder = folder.resolve()
-    library, _, _ = interpreter()
-    package = Path(__file__).resolve().parents[1]
-    for inside, what in ((Path.home(), "home folder"), (library, "Python"), (package, "program")):
-        if inside.resolve().is_relative_to(folder):
-            raise RefusedError(
-                f"{folder} is not given to model-written code",
-                why=f"it holds your {what}, and code may change and remove everything in its work folder",
-                fix="make an empty folder for it",
-            )
-    for hooks in (".git", ".hg", ".svn"):
-        if (folder / hooks).exists():
-            raise RefusedError(
-                f"{folder} is not given to model-written code",
-                why=f"what code writes into {hooks} runs with your rights when you use that program next",
-                fix="give a folder inside of it, or an empty one",
-            )
-    if folder.is_relative_to(package) or folder.is_relative_to(library):
-        raise RefusedError(
-            f"{folder} is not given to model-written code",
-            why="it belongs to the program or to Python, which run what lies there",
-            fix="make an empty folder for it",
-        )
-    if os.geteuid() == 0 and any(folder.is_relative_to(path) for path in _SYSTEM):
-        raise RefusedError(
-            f"{folder} is not given to model-written code",
-            why="it belongs to the system, and would be handed to the user as whom code runs",
-            fix="make an empty folder for it elsewhere",
-        )
-    return folder
 
 
 def _refuse_elsewhere() -> None:

@@ -16,6 +16,7 @@ for a row, `(no rows)` for none, a visible mark where rows were left out.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -146,7 +147,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            pipe.close()
+            with contextlib.suppress(OSError):  # what couldn't be written to a dead process is still to come
+                pipe.close()
 
 
 _shared = _Worker()

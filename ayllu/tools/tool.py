@@ -31,6 +31,9 @@ TYPES: dict[str, tuple[type, ...]] = {
 OBJECT_KEYWORDS = {"type", "properties", "required", "description", "additionalProperties"}
 PROPERTY_KEYWORDS = {"type", "description", "enum", "maxLength", "minimum", "maximum"}
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+# C0, DEL and C1, Unicode's own two line ends, and what turns the direction of writing (its property
+# Bidi_Control; Boucher and Anderson 2021, "Trojan Source"). The joiners stay: Telugu is written with them.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 MAX_STRING = 8192  # characters of one string, where the schema says nothing
 MAX_ARGUMENTS = 1 << 20  # characters of JSON: more than any call has whose strings fit, escapes included
 WAITING = "(the user has been told and is to answer)"
@@ -171,6 +174,11 @@ def cut(text: str, limit: int) -> str:
 def whole(text: str) -> str:
     """`text` with a ? for each half character (a lone surrogate): JSON can write it, no vocabulary has it."""
     return text.encode("utf-8", "replace").decode()
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """`text` with its control characters, but for those in `keep`, written out: `\\x1b`, `\\u202e`."""
+    return CONTROL.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 def _reject_constant(name: str) -> Any:

@@ -45,7 +45,7 @@ from ayllu.train.schedule import lr_scale
 from ayllu.train.sft import SftSettings, read_given, save_into
 from ayllu.train.step import Batch
 
-CODE_VERSION = 4  # 4: the result says its temperature
+CODE_VERSION = 5  # 5: an answer is all that was said
 SOLUTIONS = ".solutions"  # working memory, as checkpoints are
 _PORTION = 64  # problems sampled together
 _MEASURED_AT = 0.7  # the temperature of the held-out problems' samples (Wang et al. 2022, section 3.1)

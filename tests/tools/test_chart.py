@@ -171,7 +171,8 @@ def test_the_tool_asks_the_database_and_keeps_files(tmp_path):
         "bar chart, 2 points, x month (text), y amount from 3 to 5: chart-1.json, chart-1.png"
     ), result.text
     assert json.loads((tmp_path / "chart-1.json").read_text())["title"] == "Sales"
-    assert Image.open(tmp_path / "chart-1.png").size == SIZE
+    with Image.open(tmp_path / "chart-1.png") as picture:
+        assert picture.size == SIZE
     again = box.run("chart", json.dumps({"kind": "line", "data": "a,b\n1,2\n2,3"}))
     assert "chart-2.png" in again.text
     for wrong in (

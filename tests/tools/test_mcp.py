@@ -54,6 +54,7 @@ def secret() -> str:
 
 server.run("stdio")
 '''
+EMPTY = {"type": "object"}
 TOOLS = ("look", "buy", "flood", "fail", "environment", "nested", "missing")
 
 
@@ -81,7 +82,9 @@ class Hanging:
 
 
 def call(shop, name, **arguments):
-    return Toolbox(shop.tools, result_limit=10**6).run(name, json.dumps(arguments))
+    """Of a user who says yes to everything: this server's tools aren't pinned."""
+    box = Toolbox(shop.tools, result_limit=10**6, confirm=lambda tool, arguments: True)
+    return box.run(name, json.dumps(arguments))
 
 
 def test_only_what_is_named_and_can_be_given_is_offered(shop):
@@ -99,12 +102,29 @@ def test_calls_are_checked_here_and_answered_there(shop):
 
 
 def test_what_may_change_something_is_asked_about(shop):
-    asks = {tool.name: tool.changes_something for tool in shop.tools}
-    assert asks["shop_buy"] and not asks["shop_look"]
-    assert "not confirmed" in call(shop, "shop_buy", what="tea").text
+    for name, arguments in (("shop_buy", '{"what":"tea"}'), ("shop_look", '{"word":"tea"}')):
+        assert "not confirmed" in Toolbox(shop.tools).run(name, arguments).text
     box = Toolbox(shop.tools, confirm=lambda tool, arguments: arguments == {"what": "tea"})
     assert box.run("shop_buy", '{"what":"tea"}').text == "bought tea"
     assert not box.run("shop_buy", '{"what":"gold"}').ok
+
+
+def test_the_word_of_a_server_counts_only_where_it_is_pinned():
+    """A server that lies can't decide that nobody is asked about it."""
+    reads, silent = SimpleNamespace(read_only_hint=True), None
+    asks = {}
+    with Servers([]) as servers:
+        for word in (reads, silent):
+            listed = SimpleNamespace(name="pay", description="", input_schema=EMPTY, annotations=word)
+            for name, pinned, confirm in (("free", False, False), ("pin", True, False), ("both", True, True)):
+                name += "_r" if word else "_s"
+                pins = {"pay": servers.fingerprints["free" + name[-2:] + "/pay"]} if pinned else {}
+                servers._offer(Server(name, ("x",), ("pay",), pins=pins, confirm=confirm), None, listed)
+                asks[name] = servers.tools[-1].changes_something
+                assert servers.tools[-1].varies != asks[name]
+    assert asks == {
+        "free_r": True, "pin_r": False, "both_r": True, "free_s": True, "pin_s": True, "both_s": True
+    }  # fmt: skip
 
 
 def test_texts_of_a_server_are_only_texts(shop):
@@ -134,7 +154,7 @@ def test_the_environment_is_not_handed_on(shop, monkeypatch):
 
 def test_pins(shop):
     """A tool whose description has changed since it was looked at is off."""
-    listed = SimpleNamespace(name="look", description="d", input_schema={"type": "object"}, annotations=None)
+    listed = SimpleNamespace(name="look", description="d", input_schema=EMPTY, annotations=None)
     with Servers([]) as servers:
         servers._offer(Server("a", ("x",), ("look",)), None, listed)
         mark = servers.fingerprints["a/look"]
@@ -217,4 +237,4 @@ def test_schemas_that_are_none():
             our_schema(wrong)
     for name in ("a\x1b[2J", "a\nb", "a" * 65):
         assert our_schema({"type": "object", "properties": {name: {"type": "string"}}})["properties"] == {}
-    assert plain("a\x1b[1m\u202eb\nc") == "a[1mb\nc" and plain("a\n b", lines=False) == "a b"
+    assert plain("a\x1b[1m\u202e\u200fb\n\tc") == "a[1mb\n\tc" and plain("a\n b", lines=False) == "a b"

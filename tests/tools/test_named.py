@@ -32,7 +32,7 @@ def test_every_name_opens_and_works(tmp_path):
         calls = {
             "calculator": ({"expression": "6*7"}, "42"),
             "sql": ({"query": "SELECT sum(amount) + (SELECT a FROM more) FROM sales"}, "10"),
-            "documents": ({"query": "tea"}, "[notes.txt:1]\ntea is hot"),
+            "documents": ({"query": "tea"}, "[notes.txt:1]\n> tea is hot"),
             "units": ({"value": 1, "from": "km", "to": "m"}, "1000 m"),
             "ask_user": ({"question": "which?"}, "WHICH?"),
         }

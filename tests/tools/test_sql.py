@@ -199,8 +199,18 @@ def test_time_is_limited():
 
 
 def test_a_process_that_died_or_forgot_is_replaced(base, monkeypatch):
+    base.ask("SELECT 1")
     os.kill(base._worker._process.pid, signal.SIGKILL)
     base._worker._process.wait()
+    assert base.ask("SELECT count(*) FROM cities").rows == [(3,)]
+    worker = base._worker._process  # what was half written to a dead one can't be written when it is closed
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    with contextlib.suppress(OSError):
+        worker.stdin.write(b"x" * 100)
+        worker.stdin.flush()
+    sql._end(worker)
+    assert worker.stdin.closed and worker.stdout.closed
     assert base.ask("SELECT count(*) FROM cities").rows == [(3,)]
     monkeypatch.setattr(sql, "_GRACE", 0.0)  # one that doesn't answer is ended
     os.kill(base._worker._process.pid, signal.SIGSTOP)

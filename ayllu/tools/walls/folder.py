@@ -13,43 +13,70 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 DEEPEST = 32
+# The folders and files (in small letters: not every disk tells them apart) that version control finds by
+# itself. What hooks and settings in there name (`core.fsmonitor`, say) is run by the next `git status`: that
+# of a shell whose prompt shows the branch, as soon as somebody goes into the folder.
+_CONTROLS = frozenset({".git", ".hg", ".svn"})
+# Git also takes a folder with these for a repository (gitrepository-layout(5)), whatever its name is.
+_LAYOUTS = (frozenset({"head", "objects", "refs"}), frozenset({"head", "commondir"}))
+_TELLING = _CONTROLS.union(*_LAYOUTS)
 
 
 @dataclass(frozen=True)
 class Extent:
     """What a folder takes: bytes on disk, files and folders; `whole` is False where counting stopped
-    early."""
+    early. `checkout`: the path in it of something that version control takes for its own, "" for none."""
 
     bytes: int
     entries: int
     whole: bool = True
+    checkout: str = ""
 
 
 def extent(folder: Path, most: int) -> Extent:
     """The extent of `folder`; counting stops after `most` entries, below 32 levels, and at a path that the
     system finds too long."""
-    total, entries, todo = 0, 0, [(str(folder), 0)]
+    total, entries, checkout, todo = 0, 0, "", [(str(folder), 0)]
     while todo:
         path, depth = todo.pop()
         if depth > DEEPEST:
-            return Extent(total, entries, whole=False)
+            return Extent(total, entries, False, checkout)
+        telling = set[str]()
         try:
             for entry in _listed(path):
                 entries += 1
                 if entries > most:
-                    return Extent(total, entries, whole=False)
+                    return Extent(total, entries, False, checkout)
+                if (name := entry.name.lower()) in _TELLING:
+                    telling.add(name)
+                    if not checkout and _is_checkout(telling):
+                        place = entry.path if name in _CONTROLS else path
+                        checkout = os.path.relpath(place, folder)
                 with contextlib.suppress(FileNotFoundError, PermissionError):
                     total += entry.stat(follow_symlinks=False).st_blocks * 512
                 if entry.is_dir(follow_symlinks=False):
                     todo.append((entry.path, depth + 1))
         except OSError:
-            return Extent(total, entries, whole=False)
-    return Extent(total, entries)
+            return Extent(total, entries, False, checkout)
+    return Extent(total, entries, True, checkout)
+
+
+def _is_checkout(names: Set[str]) -> bool:
+    """Whether a folder in which there is what is called so is a checkout, or a repository itself."""
+    return not names.isdisjoint(_CONTROLS) or any(layout <= names for layout in _LAYOUTS)
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether a folder is a version control's own, such as `.git`. Looks for a few names, not at them all."""
+    names = ("HEAD", "objects", "refs", "commondir")
+    return folder.name.lower() in _CONTROLS or _is_checkout(
+        {name.lower() for name in names if os.access(folder / name, os.F_OK)}
+    )
 
 
 def _listed(path: str) -> Iterator[os.DirEntry[str]]:
