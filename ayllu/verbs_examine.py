@@ -147,8 +147,9 @@ def eval_(
     verifier: Path | None = None,
     temperature: float | None = None,
     max_tokens: int | None = None,
-    thinking_budget: int | None = None,
+    thinking_budget: str | None = None,
     shots: int | None = None,
+    ask_as: str = "auto",
     seed: int = 0,
     weights: str = "auto",
     device: str = "cpu",
@@ -160,7 +161,8 @@ def eval_(
     Parameters
     ----------
     tasks
-        Names with commas between, such as gsm8k,mmlu,stories_en; also official, families, text:FILE.
+        Names with commas between, such as gsm8k,mmlu,stories_en; also official, families, and text:PATH for
+        a file or a folder of texts.
     data
         The folder with the official sets, which the project doesn't ship (docs/evaluation.md).
     n
@@ -175,9 +177,13 @@ def eval_(
         Of one answer, thinking included (default: as the task has it, 512 for a family; for an official set
         and a model that converses 1,024 at the least).
     thinking_budget
-        At most so many tokens of thinking before each answer; 0 answers at once.
+        At most so many tokens of thinking before each answer; 0 answers at once. Several, such as 0,16,64:
+        accuracy against the tokens thought.
     shots
-        Worked examples (default: 0; without a chat format as the task has it, 4 for a family).
+        Worked examples (default: 0; of who is asked as text as the task has it, 4 for a family).
+    ask_as
+        text: to be gone on with, as lm-eval asks; chat: a conversation (default: auto, chat where the model
+        has a chat format).
     seed
         Draws rows, examples, problems and samples.
     weights
@@ -188,16 +194,17 @@ def eval_(
     out
         Keep results in this file as tasks are done; called again, it goes on with what is missing.
     """
-    from ayllu.evals.evaluation import evaluate_model
+    from ayllu.evals.evaluation import budgets_of, evaluate_model
     from ayllu.evals.examine import ExamSettings
     from ayllu.evals.page import page
     from ayllu.machine import choose_device
     from ayllu.serve.options import checked_device
 
-    settings = ExamSettings(n, samples, temperature, max_tokens, shots, seed, thinking_budget)
+    budgets = budgets_of(thinking_budget) if thinking_budget is not None else ()
+    settings = ExamSettings(n, samples, temperature, max_tokens, shots, seed, ask_as=ask_as)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     said = evaluate_model(
-        model_folder(Path(model)), names, data=data, settings=settings, weights=weights,
+        model_folder(Path(model)), names, data=data, settings=settings, budgets=budgets, weights=weights,
         device=choose_device(checked_device(device, auto=True)), out=out, verifier=verifier,
     )  # fmt: skip
     print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else page(said))

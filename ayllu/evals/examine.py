@@ -15,7 +15,7 @@ import numpy as np
 
 from ayllu.evals.answers import NOTHING, Judged
 from ayllu.evals.items import Choice, Example, Item, Program, Shots
-from ayllu.evals.official import Official, with_shots
+from ayllu.evals.official import Official, as_read, with_shots
 from ayllu.evals.programs import judge_programs
 from ayllu.evals.scoring import score_choices, score_said, score_texts, share
 from ayllu.evals.subject import Asked, Examinee, Said, Sampling
@@ -38,7 +38,8 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class ExamSettings:
-    """What one may choose. None: as the task has it (n: all rows; 1,000 problems of a family)."""
+    """What one may choose. None: as the task has it (n: all rows; 1,000 problems of a family). `ask_as`: one
+    of subject.ASK_AS."""
 
     n: int | None = None
     samples: int = 1
@@ -47,6 +48,7 @@ class ExamSettings:
     shots: int | None = None
     seed: int = 0
     thinking_budget: int | None = None
+    ask_as: str = "auto"
 
     def sampling(self, max_tokens: int) -> Sampling:
         """For answers, where a task has `max_tokens`. One sample is the likeliest text unless told."""
@@ -98,6 +100,7 @@ def examine(
     progress: Progress,
 ) -> dict[str, Any]:
     """A result of one official set (JSON values). Errors: those of `with_shots`, RefusedError."""
+    task = as_read(task, rows)
     wanted = settings.examples(task.shots, examinee.continues) if task.form in SHOWN else 0
     rows, shots = with_shots(task, data, rows, wanted, settings.seed)
     rows = choose(rows, settings.n, task.name, settings.seed)

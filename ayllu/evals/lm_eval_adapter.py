@@ -7,8 +7,10 @@
         lm_eval.simple_evaluate(model=adapted(engine), tasks=["arc_easy"])
 
 The three questions that a harness asks are answered by what `ayllu eval` itself uses: a pair is parted in the
-same place, so that both give the same log-likelihoods and the same scores. What doesn't fit into the context
-raises ContextLengthError; the harness's own models cut it from the left without a word.
+same place and the same token stands before it, so that both give the same log-likelihoods. The scores are the
+same where `ayllu eval` gives texts to be gone on with, too, which to a model that converses it does with
+`--ask-as text`. What doesn't fit into the context raises ContextLengthError; the harness's own models cut it
+from the left without a word.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ GPT-3 does (Brown et al. 2020, section 2.4).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ import numpy as np
 
 from ayllu.errors import BadFileError, InputNotFoundError, NotUtf8Error, UsageError
 from ayllu.evals import answers, sets
-from ayllu.evals.items import Item, Passage, Shots
+from ayllu.evals.items import Choice, Item, Shots
 from ayllu.evals.rows import find_file, read_rows
+from ayllu.text.readers import PLAIN, corpus_files
 
 CODE = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\n```")  # Chen et al. 2021 and
 # what else begins a new statement at the margin
@@ -29,7 +31,8 @@ CODE = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\
 @dataclass(frozen=True)
 class Official:
     """One set. `form`: choice, mass (TruthfulQA's MC2), answer, program or bits. `shots`: worked examples for
-    a model without a chat format, drawn from `examples` (a file, or "" for rows that are then left out)."""
+    a model without a chat format, drawn from `examples` (a file, or "" for rows that are then left out).
+    `better`: a file of the same set with more in it, taken instead of `file` where it is there."""
 
     name: str
     title: str
@@ -49,13 +52,17 @@ class Official:
     tools: tuple[str, ...] = ()
     asks: str = ""  # behind the question, for a conversing model that wasn't trained here: the strict form
     beside: tuple[tuple[str, float], ...] = ()  # published scores, in percent
+    better: str = ""
 
 
 _ZERO_SHOT = "no examples; likelihood of each way to go on, {rule}; for a model that converses the letter"
 _PER_CHARACTER = _ZERO_SHOT.format(rule="per character")
 _ANSWER = _ZERO_SHOT.format(rule='against the context "Answer:"')
 _LLAMA = "Touvron et al. 2023, section 3.1"
-_SOLVED = "solutions from the train split as examples; the number after ####"
+_SOLVED = (
+    "solutions from the train split as examples, calculator marks removed (not lm-eval's protocol, which "
+    "shows <<48/2=24>>); the number after ####"
+)
 _NUMBER = "Give your reasoning, and end with a line that has #### and the number alone."
 _WORDS = "Answer with a few words, without a sentence around them."
 _TELLS = ("\nQuestion:", "\n\nQ:")
@@ -64,14 +71,15 @@ _GSM8K = (("LLaMA 7B", 11.0), ("nanochat d20 SFT", 4.55), ("nanochat d20 RL", 7.
 _ROWS = (
     Official(
         "gsm8k", "GSM8K", "gsm8k/test.jsonl", sets.gsm8k, "answer", _SOLVED,
-        "Cobbe et al. 2021; five examples as in lm-eval",
+        "Cobbe et al. 2021",
         shots=5, examples="gsm8k/train.jsonl", stop=_TELLS, tools=("calculator",), max_tokens=400,
         asks=_NUMBER, beside=_GSM8K,
     ),
     *(
         Official(
             f"mgsm_{code}", f"MGSM ({language})", f"mgsm/mgsm_{code}.tsv", sets.mgsm, "answer",
-            "English solutions from GSM8K's train split as examples (EN-CoT); the number after ####",
+            "English solutions from GSM8K's train split as examples (EN-CoT), calculator marks removed; the "
+            "number after ####",
             "Shi et al. 2022", shots=5, examples="gsm8k/train.jsonl", stop=_TELLS,
             judge=answers.judge_number_de if code == "de" else answers.judge_number,
             tools=("calculator",), max_tokens=400, asks=_NUMBER,
@@ -102,9 +110,9 @@ _ROWS = (
         f"Sap et al. 2019; {_LLAMA}", beside=(("LLaMA 7B", 48.9),),
     ),
     Official(
-        "boolq", "BoolQ (no passage)", "commonsense/boolq_test.jsonl", sets.boolq, "choice",
-        _ANSWER + "; the passage is absent, so that published scores are another task's",
-        f"Clark et al. 2019; {_LLAMA}", headline="answer",
+        "boolq", "BoolQ", "commonsense/boolq_test.jsonl", sets.boolq, "choice",
+        f"{_ANSWER}; the passage before the question", f"Clark et al. 2019; {_LLAMA}", headline="answer",
+        beside=(("LLaMA 7B", 76.5),), better="boolq/dev.jsonl",
     ),
     Official(
         "winogrande", "WinoGrande", "commonsense/winogrande_test.jsonl", sets.winogrande, "choice",
@@ -174,11 +182,19 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "commonsense": ("boolq", "piqa", "siqa", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
     "official": tuple(OFFICIAL),
 }
+_NO_PASSAGE = f"{_ANSWER}; the passage is absent, so that published scores are another task's"
 _DAMAGE = (KeyError, ValueError, TypeError, IndexError, AttributeError)
 
 
+def as_read(task: Official, rows: Sequence[Item]) -> Official:
+    """The task as its rows have it: BoolQ without its passages is another one, and says so."""
+    if task.read is not sets.boolq or not any(isinstance(r, Choice) and sets.lacks_passage(r) for r in rows):
+        return task
+    return replace(task, title="BoolQ (no passage)", protocol=_NO_PASSAGE, beside=())
+
+
 def text_task(path: str) -> Official:
-    """Bits per byte of any text file: `text:PATH`."""
+    """Bits per byte of a text file, or of the texts in a folder: `text:PATH`."""
     return Official(
         f"text:{path}", f"text {Path(path).name}", path, sets.passage, "bits",
         "bits per byte of the text, read from its beginning", "", layout="file",
@@ -188,26 +204,50 @@ def text_task(path: str) -> Official:
 def files_of(task: Official, data: Path, *, shots: int) -> list[Path]:
     """What is read for a task. InputNotFoundError for what is missing."""
     if task.layout == "file":
-        if not Path(task.file).is_file():
-            raise InputNotFoundError(f"there is no file {task.file}", fix="name a text file: text:PATH")
-        return [Path(task.file)]
-    found = [find_file(data, task.file)]
+        return [file for _, file in _texts(task.file, data)]
+    found = [_file_of(task, data)]
     if task.examples and shots:
         spared = ", or give --shots 0, which is what a model that converses gets unless told"
         found.append(find_file(data, task.examples, instead=spared))
     return found
 
 
+def _file_of(task: Official, data: Path) -> Path:
+    if not task.better:
+        return find_file(data, task.file)
+    with contextlib.suppress(InputNotFoundError):
+        return find_file(data, task.better)
+    return find_file(data, task.file, instead=f", or the official file as {task.better}")
+
+
+def _texts(path: str, data: Path) -> list[tuple[str, Path]]:
+    """The name and the file of each text at `path`, which is looked for here and then in `data`: a file of
+    any kind, or the .txt and .md files of a folder but for those that describe it (README.md, LICENCE.txt).
+    """
+    found = next((place for place in (Path(path), data / path) if path.strip() and place.exists()), None)
+    if found is None:
+        looked = "" if data == Path() or Path(path).is_absolute() else f" and in {data}"
+        raise InputNotFoundError(
+            f"there is no file or folder {path!r}",
+            why=f"it was looked for in {Path.cwd()}{looked}",
+            fix="name a text file or a folder of texts, text:PATH, as seen from here or from --data",
+        )
+    if found.is_file():
+        return [(found.name, found)]
+    files = [file for file in corpus_files(found) if file.name.endswith(PLAIN)]
+    if not files:
+        raise InputNotFoundError(
+            f"the folder {found} holds no texts", fix=f"put {' or '.join(PLAIN)} files there, or name a file"
+        )
+    return [(file.relative_to(found).as_posix(), file) for file in files]
+
+
 def load(task: Official, data: Path) -> list[Item]:
     """All rows. BadFileError with file and line for one that isn't what the set has; NotUtf8Error."""
-    file = files_of(task, data, shots=0)[0]
     if task.layout == "file":
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise NotUtf8Error(f"{file} is not UTF-8 text", why=str(error)) from error
-        found: list[Item] = [Passage(file.name, "", "", text)] if text else []
-    elif task.layout == "text":
+        return _passages(task, data)
+    file, found = _file_of(task, data), list[Item]()
+    if task.layout == "text":
         texts = sets.articles([line for _, line in read_rows(file)])
         found = [sets.passage(f"{file.name}: article {i}", text) for i, text in enumerate(texts, 1)]
     elif task.layout == "json":
@@ -216,6 +256,21 @@ def load(task: Official, data: Path) -> list[Item]:
         found = _rows(task, file)
     if not found:
         raise BadFileError(f"{file} holds no rows", fix="copy the file again")
+    return found
+
+
+def _passages(task: Official, data: Path) -> list[Item]:
+    """The texts at a path, empty ones left out."""
+    found: list[Item] = []
+    for name, file in _texts(task.file, data):
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise NotUtf8Error(f"{file} is not UTF-8 text", why=str(error)) from error
+        if text:
+            found.append(sets.passage(name, text))
+    if not found:
+        raise BadFileError(f"there is no text in {task.file}: it is empty", fix="name another file or folder")
     return found
 
 

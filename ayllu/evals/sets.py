@@ -106,10 +106,22 @@ def piqa(place: str, row: Any) -> Choice:
 
 
 def boolq(place: str, row: Any) -> Choice:
-    """{"instruction": "... question: IS IT SO?", "answer": "true"}; the passage isn't part of this form."""
-    question = _text(row["instruction"]).partition("question: ")[2].partition("\n\nAnswer format")[0].strip()
-    gold = ("false", "true").index(_text(row["answer"]).strip())
-    return _choice(place, _text(question), f"Question: {question}\nAnswer:", ("no", "yes"), gold)
+    """The official form, {"question", "passage", "answer": true}, with the passage before the question; or
+    the instruction form, {"instruction": "... question: IS IT SO?", "answer": "true"}, which has none."""
+    if "passage" not in row:
+        asked = _text(row["instruction"]).partition("question: ")[2].partition("\n\nAnswer format")[0].strip()
+        gold = ("false", "true").index(_text(row["answer"]).strip())
+        return _choice(place, _text(asked), f"Question: {asked}\nAnswer:", ("no", "yes"), gold)
+    if not isinstance(row["answer"], bool):
+        raise ValueError(f"the answer {row['answer']!r} is neither true nor false")
+    passage, asked = _text(row["passage"]).strip(), _text(row["question"]).strip().rstrip("?") + "?"
+    context = f"{passage}\nQuestion: {asked}\nAnswer:"
+    return _choice(place, f"{passage}\n\n{asked}", context, ("no", "yes"), int(row["answer"]))
+
+
+def lacks_passage(item: Choice) -> bool:
+    """Whether a row of BoolQ is of the form without the passage."""
+    return item.pairs[0][0].startswith("Question: ")
 
 
 def winogrande(place: str, row: Any) -> Choice:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch and numpy are imported when the stage runs, not when 
     from ayllu.evals.runner import EvalResult
     from ayllu.reason.task import Problem, Task
 
-CODE_VERSION = 4  # 4: other stories are drawn, once more
+CODE_VERSION = 5  # 5: an answer is all that was said; no calls where no tool may be called
 MODELS = ("sft", "rl")
 FAMILIES = ("arithmetic", "calculator", "countdown3", "dialogue")
 

@@ -2,8 +2,9 @@
 
 One that converses gets the question as a turn of the user's, examples as turns before it, and its answer
 comes from the tool-use loop that chat and the server use. One without a chat format goes on with a text and
-is stopped where the next example would begin. Either way the engine has many of them at a time, and what
-they have in common at the beginning is computed once.
+is stopped where the next example would begin; one that converses may be asked that way, too, as other
+harnesses do it. Either way the engine has many of them at a time, and what they have in common at the
+beginning is computed once.
 
 A prompt that doesn't fit is not cut: it counts as an answer that was not given (`too_long`).
 """
@@ -30,6 +31,7 @@ from ayllu.tools.tool import Toolbox
 
 AT_ONCE = 512  # prompts of a model that continues texts, handed to the engine together
 MAX_CALLS = 8  # tool calls of one answer
+ASK_AS = ("auto", "text", "chat")  # what the model is there for, a text to be gone on with, a conversation
 ALONE = "Answer:"  # the context without the question (Brown et al. 2020, section 2.4)
 
 OnAnswer = Callable[[int], None]
@@ -95,7 +97,7 @@ class Examinee(Protocol):
 
     @property
     def continues(self) -> bool:
-        """Whether the model has no chat format."""
+        """Whether it is asked to go on with texts, as a model without a chat format always is."""
 
     @property
     def ours(self) -> bool:
@@ -127,7 +129,7 @@ class Subject:
 
     @property
     def continues(self) -> bool:
-        """Whether the model has no chat format."""
+        """Whether it is asked to go on with texts, as a model without a chat format always is."""
         return isinstance(self.chat, Continuation)
 
     @property

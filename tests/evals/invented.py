@@ -32,6 +32,38 @@ def gsm8k(first: int) -> list[dict[str, str]]:
     ]
 
 
+def gsm8k_long() -> list[dict[str, str]]:
+    """Problems of five steps, each with words of its own: of their templates some belong to every split."""
+    names = ("Ola", "Mia", "Tom", "Ida", "Kofi", "Lena", "Raju", "Sita", "Emil", "Nora")
+    places = (
+        "pond",
+        "barn",
+        "mill",
+        "lake",
+        "wood",
+        "farm",
+        "yard",
+        "hill",
+        "beach",
+        "garden",
+        "bog",
+        "field",
+    )
+    birds = ("geese", "hens", "ducks", "swans", "crows", "doves")
+    numbers = (31, 44, 83, 118, 207, 301)
+    steps, total = [], numbers[0]
+    for number in numbers[1:]:
+        steps.append(f"<<{total}+{number}={total + number}>>")
+        total += number
+    rows = []
+    for name in names:
+        for place in places:
+            counted = ", ".join(f"{n} {bird}" for n, bird in zip(numbers, birds, strict=True))
+            asked = f"{name} counts {counted} at the {place}. How many birds does {name} count?"
+            rows.append({"question": asked, "answer": f"{' '.join(steps)}\n#### {total}"})
+    return rows
+
+
 def mmlu(each: int) -> list[dict[str, Any]]:
     return [
         {
@@ -66,6 +98,19 @@ def boolq() -> list[dict[str, str]]:
             "task": "boolq",
             "instruction": f"{begin}is {i} a round number?\n\nAnswer format: true/false",
             "answer": ("false", "true")[i % 2],
+        }
+        for i in range(N)
+    ]
+
+
+def boolq_official() -> list[dict[str, Any]]:
+    """The rows of the public dev.jsonl, whose questions have no question mark."""
+    return [
+        {
+            "question": f"is {i} a round number",
+            "title": f"Number {i}",
+            "passage": f"The number {i} is {'' if i % 2 else 'not '}round.",
+            "answer": bool(i % 2),
         }
         for i in range(N)
     ]

@@ -1,53 +1,23 @@
-"""The scorers judged: who knows the answers gets everything, who never does nothing, chance gets chance."""
-
-import contextlib
-from dataclasses import replace
-from pathlib import Path
+"""The scorers judged: who knows the answers gets everything, who never does gets nothing."""
 
 import numpy as np
 import pytest
-from invented import write
-from stand_ins import StandIn, by_lot, oracle, wrong
+from stand_ins import StandIn, by_lot, oracle, replies, solved, wrong
 
-from ayllu.errors import RefusedError
 from ayllu.evals import examine as module
 from ayllu.evals.examine import ExamSettings, examine, examine_family
-from ayllu.evals.items import Choice, Program, Question
+from ayllu.evals.items import Choice
 from ayllu.evals.official import OFFICIAL, load
 from ayllu.evals.page import page
 from ayllu.progress import Progress
-from ayllu.reason.practice import EXAMS, RESAMPLED
-from ayllu.reason.task import distinct_problems
-from ayllu.tools.sandbox import Sandbox
+from ayllu.reason.practice import EXAMS
+from ayllu.reason.task import hardest
 
 QUIET = Progress("eval", quiet=True)
 CHOICES = [name for name, task in OFFICIAL.items() if task.form in ("choice", "mass")]
 WORDS = [name for name, task in OFFICIAL.items() if task.form == "answer"]
 PROGRAMS = [name for name, task in OFFICIAL.items() if task.form == "program"]
-FAMILIES = [name for name in EXAMS if RESAMPLED.family not in name]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("sets"))
-
-
-@pytest.fixture(scope="module")
-def walls():
-    with contextlib.suppress(RefusedError), Sandbox():
-        return
-    pytest.skip("model-written code is not run on this machine")
-
-
-def replies(rows, continues):
-    """What a model that knows would say, by the row's place."""
-    found = {}
-    for row in rows:
-        if isinstance(row, Question):
-            found[row.place] = row.worked if continues else row.answers[0]
-        if isinstance(row, Program):
-            found[row.place] = row.solution if continues else row.text + row.solution
-    return found
+FAMILIES = list(EXAMS)
 
 
 def run(name, data, make, *, continues=True, rows=None, **settings):
@@ -108,32 +78,6 @@ def test_tasks_of_one_set_have_scores_of_their_own(data):
     assert f"mean of {len(groups)} groups" in page({"results": {"bbh": made}})
 
 
-@pytest.mark.parametrize("rule", ["raw", "token", "character", "answer"])
-@pytest.mark.parametrize("name", CHOICES)
-def test_by_lot_gets_what_chance_gives(data, name, rule):
-    task = replace(OFFICIAL[name], headline=rule)
-    rows = [replace(row, place=f"{row.place}/{i}") for i in range(40) for row in load(task, data)]
-    found = examine(task, rows, by_lot(5), data, ExamSettings(), QUIET)
-    assert 0.15 < found["chance"] < 0.55
-    assert found["low"] < found["chance"] < found["high"], found["score"]
-
-
-@pytest.mark.parametrize("name", ["truthfulqa_mc1", "truthfulqa_mc2"])
-def test_who_always_says_a_gets_what_chance_gives(name):
-    """These sets give their right answers first; as letters that would be an A for every row."""
-    table = {"Correct Answers": "Moss; Lichen", "Best Answer": "Moss", "Incorrect Answers": "Gold; Tin; Sand"}
-    read = OFFICIAL[name].read
-    rows = [read(f"made:{i}", table | {"Question": f"What grows on stone {i}?"}) for i in range(400)]
-    first = StandIn(lambda item: [-0.001, *[-500.0] * (len(item.pairs) - 1)], str, continues=False)
-    found = examine(OFFICIAL[name], rows, first, Path(), ExamSettings(), QUIET)
-    assert found["low"] < found["chance"] < found["high"] < 0.6, found["score"]
-
-
-@pytest.mark.parametrize("name", WORDS)
-def test_in_words_a_lot_is_next_to_nothing(data, name):
-    assert run(name, data, lambda rows, continues: by_lot(5))["score"] == 0
-
-
 @pytest.mark.parametrize("continues", [True, False], ids=["continues", "converses"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_are_run(data, walls, name, continues):
@@ -144,21 +88,20 @@ def test_programs_are_run(data, walls, name, continues):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_families_of_our_own(name):
-    task, settings = EXAMS[name], ExamSettings(n=4, seed=2)
-    problems = distinct_problems(task, 4, (task.levels,), "test", 2)
-    rng = np.random.default_rng(0)
-    said = {p.key: task.trace(p, rng)[-1].text for p in problems}
-    knows = [key for key, text in said.items() if text != "no"]  # a bounded search gives up at times
+def test_families_of_our_own(resampled, name):
+    task = EXAMS[name]
+    n = 40 if "countdown" in name else 4
+    settings, problems = ExamSettings(n=n, seed=2), hardest(task, n, 2)
+    said = {problem.key: solved(task, problem) for problem in problems}
     for continues in (True, False):
         best = examine_family(task, oracle(said, continues=continues), settings, QUIET)
-        assert best["n"] == len(problems) and best["correct"] == best["lenient"]["correct"] >= len(knows)
+        assert best["n"] == best["correct"] == best["lenient"]["correct"] == len(problems)
         worst = examine_family(task, wrong(continues=continues), settings, QUIET)
         assert worst["correct"] == worst["lenient"]["correct"] == 0
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_examples_of_our_own_families_are_right(name):
+def test_examples_of_our_own_families_are_right(resampled, name):
     """Countdown's `answer` is its target, which nobody should be shown as an answer."""
     examples = module._family_examples(EXAMS[name], 2, 5)
     source = getattr(EXAMS[name], "task", EXAMS[name])

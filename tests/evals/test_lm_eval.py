@@ -1,18 +1,21 @@
 """lm-eval over our engine: the same scores as by our own way, on one task that is made here."""
 
 import json
+import sys
 from pathlib import Path
 
+import harness
 import pytest
-from invented import instructions, write
+from invented import instructions
 
 import ayllu
 from ayllu.errors import ContextLengthError, UsageError
-from ayllu.evals.examine import ExamSettings, examine
+from ayllu.evals.evaluation import evaluate_model
+from ayllu.evals.examine import ExamSettings
+from ayllu.evals.items import Shots
 from ayllu.evals.lm_eval_adapter import adapted, generate_until, loglikelihood, loglikelihood_rolling
 from ayllu.evals.official import OFFICIAL, load
 from ayllu.evals.subject import Asked, Sampling, Subject
-from ayllu.progress import Progress
 from ayllu.reason.foreign import Continuation
 
 STORIES = Path(__file__).parents[1] / "fixtures" / "stories260K"
@@ -58,23 +61,55 @@ def test_text_goes_on_until_told(engine):
 
 
 def test_without_lm_eval_it_says_what_to_install(engine, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "lm_eval.api.model", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     with pytest.raises(UsageError, match="lm-eval is not installed"):
         adapted(engine)
 
 
-def test_the_same_scores_through_lm_eval(engine, tmp_path, monkeypatch):
+@pytest.fixture(params=["a model that continues texts", "a model of ours"])
+def model(request, ours):
+    """Its folder. A model of ours converses, and is asked as a text here: so does lm-eval."""
+    return STORIES if request.param == "a model that continues texts" else ours
+
+
+def test_both_ask_for_the_same_likelihoods(model, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", harness.module())
+    rows = load(OFFICIAL["arc_easy"], data)
+    with ayllu.Engine(model) as engine:
+        subject = Subject(engine, Continuation(engine.tokenizer))
+        ways = subject.ways(rows, [Shots()] * len(rows), lambda done: None)
+        theirs = harness.likelihoods(adapted(engine), rows)
+    assert len(rows) == len(instructions("arc-easy", 4))
+    assert theirs == [[pytest.approx(sum(way.nats)) for way in row] for row in ways]
+
+
+def test_both_give_the_same_scores(model, data, monkeypatch):
+    """The example of docs/evaluation.md, with a stand-in for the harness."""
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", harness.module())
+    ours = as_text(model, data)
+    with ayllu.Engine(model) as engine:
+        theirs = harness.simple_evaluate(adapted(engine), load(OFFICIAL["arc_easy"], data))
+    assert theirs == {"acc": pytest.approx(ours["raw"]), "acc_norm": pytest.approx(ours["character"])}
+
+
+def as_text(model, data):
+    """`ayllu eval MODEL --tasks arc_easy --ask-as text`: the score by each rule."""
+    made = evaluate_model(
+        model, ["arc_easy"], data=data, settings=ExamSettings(ask_as="text"), quiet=True
+    )  # fmt: skip
+    found = made["results"]["arc_easy"]
+    assert found["asked_as"] == "continuations" and found["shots"] == 0
+    return found["by_rule"]
+
+
+def test_the_same_scores_through_lm_eval(model, data, tmp_path, monkeypatch):
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     for name in ("HF_HOME", "HF_DATASETS_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / "cache"))
     lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-    data = write(tmp_path / "sets")
     rows = load(OFFICIAL["arc_easy"], data)
-    ours = examine(
-        OFFICIAL["arc_easy"], rows, Subject(engine, Continuation(engine.tokenizer)), data,
-        ExamSettings(), Progress("eval", quiet=True),
-    )  # fmt: skip
+    ours = as_text(model, data)
     file = tmp_path / "rows.json"
     with open(file, "w", encoding="utf-8") as out:
         for row in rows:
@@ -91,10 +126,12 @@ def test_the_same_scores_through_lm_eval(engine, tmp_path, monkeypatch):
         "doc_to_target": "{{gold}}",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }
-    theirs = lm_eval.simple_evaluate(
-        model=adapted(engine), tasks=[task], bootstrap_iters=0, log_samples=True, random_seed=0
-    )
-    assert len(instructions("arc-easy", 4)) == ours["n"] == len(theirs["samples"]["made_here"])
+    with ayllu.Engine(model) as engine:
+        theirs = lm_eval.simple_evaluate(
+            model=adapted(engine), tasks=[task], bootstrap_iters=0, log_samples=True, random_seed=0
+        )
+        stand_in = harness.simple_evaluate(adapted(engine), rows)
+    assert len(rows) == len(theirs["samples"]["made_here"])
     found = theirs["results"]["made_here"]
-    assert found["acc,none"] == pytest.approx(ours["by_rule"]["raw"])
-    assert found["acc_norm,none"] == pytest.approx(ours["by_rule"]["character"])
+    assert found["acc,none"] == pytest.approx(ours["raw"]) == pytest.approx(stand_in["acc"])
+    assert found["acc_norm,none"] == pytest.approx(ours["character"]) == pytest.approx(stand_in["acc_norm"])

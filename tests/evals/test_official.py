@@ -4,17 +4,17 @@ import json
 import lzma
 
 import pytest
-from invented import BBH_TASKS, write
+from invented import BBH_TASKS, boolq_official, lines, write
+from stand_ins import oracle
 
-from ayllu.errors import BadFileError, InputNotFoundError, NotUtf8Error, UsageError
-from ayllu.evals.official import GROUPS, OFFICIAL, files_of, load, text_task, with_shots
+from ayllu.errors import BadFileError, InputNotFoundError, UsageError
+from ayllu.evals.examine import ExamSettings, examine
+from ayllu.evals.official import GROUPS, OFFICIAL, load, with_shots
 from ayllu.evals.rows import find_file, read_rows
 from ayllu.evals.scoring import RULES
+from ayllu.progress import Progress
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("sets"))
+BOOLQ = "commonsense/boolq_test.jsonl"
 
 
 def first(name, data):
@@ -54,6 +54,56 @@ def test_a_row_as_a_text_and_as_a_turn(data):
     assert load(OFFICIAL["wikitext2"], data)[0].text.startswith(" \n")
 
 
+def test_protocols_say_what_is_left_out_of_solutions(data):
+    """lm-eval shows GSM8K's solutions with their calculator marks."""
+    for task in (OFFICIAL["gsm8k"], OFFICIAL["mgsm_de"]):
+        _, shots = with_shots(task, data, load(task, data), 5, 0)
+        before = shots[""].before("")
+        assert before.count("####") == 5 and "<<" not in before
+        assert "calculator marks removed" in task.protocol
+    assert "not lm-eval's" in OFFICIAL["gsm8k"].protocol and "lm-eval" not in OFFICIAL["gsm8k"].source
+
+
+# ---- BoolQ, with its passages and without
+@pytest.fixture(params=["boolq/dev.jsonl", "boolq/dev.jsonl.xz", "commonsense/boolq_test.jsonl"])
+def with_passages(request, data, tmp_path):
+    """The official rows at each place where they may stand; at the first two beside the others."""
+    folder = tmp_path / "sets"
+    lines(folder / BOOLQ, [json.loads(row) for row in (data / BOOLQ).read_text().splitlines()])
+    lines(folder / request.param, boolq_official())
+    return folder
+
+
+def test_the_passage_stands_before_the_question(with_passages):
+    rows = load(OFFICIAL["boolq"], with_passages)
+    assert len(rows) == len(boolq_official()) and [row.gold for row in rows[:2]] == [(0,), (1,)]
+    context = "The number 1 is round.\nQuestion: is 1 a round number?\nAnswer:"
+    assert rows[1].pairs == ((context, " no"), (context, " yes"))
+    assert rows[1].question == (
+        "The number 1 is round.\n\nis 1 a round number?\nA. no\nB. yes\nAnswer with the letter only."
+    )
+
+
+def examined(folder):
+    task = OFFICIAL["boolq"]
+    return examine(task, load(task, folder), oracle({}), folder, ExamSettings(), Progress("eval", quiet=True))
+
+
+def test_a_result_says_whether_there_were_passages(data, with_passages):
+    full, bare = examined(with_passages), examined(data)
+    assert full["title"] == "BoolQ" and full["beside"] == {"LLaMA 7B": 76.5}
+    assert "the passage before the question" in full["protocol"]
+    assert bare["title"] == "BoolQ (no passage)" and bare["beside"] == {}, "published scores had passages"
+    assert "the passage is absent" in bare["protocol"]
+
+
+def test_where_boolq_may_stand_is_said(tmp_path):
+    with pytest.raises(InputNotFoundError, match=r"boolq_test\.jsonl") as error:
+        load(OFFICIAL["boolq"], tmp_path)
+    assert "boolq/dev.jsonl" in error.value.fix
+
+
+# ---- examples
 def test_bbh_brings_its_own_examples(data):
     rows, shots = with_shots(OFFICIAL["bbh"], data, load(OFFICIAL["bbh"], data), 2, 0)
     assert set(shots) == set(BBH_TASKS)
@@ -91,6 +141,8 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path):
         ("piqa", "commonsense/piqa_test.jsonl", '{"instruction": "Please: go", "answer": "solution1"}'),
         ("arc_easy", "commonsense/arc-easy_test.jsonl", '{"instruction": "no colon", "answer": "answer1"}'),
         ("boolq", "commonsense/boolq_test.jsonl", '{"instruction":"x, question: y?","answer":"maybe"}'),
+        ("boolq", BOOLQ, '{"question": "is it", "passage": "It is.", "answer": "true"}'),
+        ("boolq", BOOLQ, '{"question": "is it", "passage": " ", "answer": true}'),
         ("nq_open", "nq-open/NQ-open.dev.jsonl", '{"question": "who", "answer": "a text"}'),
         ("truthfulqa_mc1", "truthfulqa/TruthfulQA.csv", "one,cell,too,few"),
         ("bbh", "bbh/bbh.jsonl", '{"task": "x", "input": "y"}'),
@@ -126,23 +178,9 @@ def test_damage_in_whole_files(tmp_path):
     with pytest.raises(BadFileError, match="can't be read"):
         load(OFFICIAL["mgsm_de"], tmp_path)
     (tmp_path / "bbh/cot_prompts.json").write_text('{"lamp_logic": "no examples"}')
-    lines = [{"task": "lamp_logic", "input": "x", "target": "y"}]
-    (tmp_path / "bbh/bbh.jsonl").write_text(json.dumps(lines[0]))
+    (tmp_path / "bbh/bbh.jsonl").write_text(json.dumps({"task": "lamp_logic", "input": "x", "target": "y"}))
     with pytest.raises(BadFileError, match="fewer than 3 examples of lamp_logic"):
         with_shots(OFFICIAL["bbh"], tmp_path, load(OFFICIAL["bbh"], tmp_path), 3, 0)
-
-
-def test_any_text(tmp_path):
-    file = tmp_path / "a note.md"
-    file.write_text("గీత and Käse\n", encoding="utf-8")
-    task = text_task(str(file))
-    assert load(task, tmp_path)[0].text == "గీత and Käse\n"
-    assert files_of(task, tmp_path, shots=0) == [file]
-    file.write_bytes(b"\xff")
-    with pytest.raises(NotUtf8Error):
-        load(task, tmp_path)
-    with pytest.raises(InputNotFoundError):
-        load(text_task(str(tmp_path / "absent.txt")), tmp_path)
 
 
 def test_a_file_packed_or_not(data, tmp_path):
