@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import RECIPE, Reader, finished_stages
+from report_cases import RECIPE, Reader, finished_stages
+from report_cases import run as run
 
 from ayllu.report import charts, write_report
 from ayllu.report.thinking import RESULTS
