@@ -1,6 +1,6 @@
 """Everything that wants a GPU, in one script: is the cuda executor right, does a run go on, then how fast.
 
-    python bench/gpu.py --out results                     all parts, each within nine minutes on an H100
+    python bench/gpu.py --out results                     all parts
     python bench/gpu.py --out results --parts correct tests recipe      before a run that takes hours
     TRITON_INTERPRET=1 python bench/gpu.py --out /tmp/x --tiny     a dry run on a CPU, of tiny models
 

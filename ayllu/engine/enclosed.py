@@ -31,8 +31,9 @@ class Enclosure:
         if rule.grammar is not None and tokenizer is not None:
             self._beginning = matcher(rule.grammar, tokenizer, vocab_size)
         self._inside: Matcher | None = None
-        # Forbidden outside.
-        self.held_back = (rule.close_id,) if self._beginning else (rule.close_id, rule.open_id)
+        # Forbidden outside. What the model has no logits for can't come anyway.
+        marks = (rule.close_id,) if self._beginning else (rule.close_id, rule.open_id)
+        self.held_back = tuple(mark for mark in marks if mark < vocab_size)
 
     def place(self, drafts: Ids[int] = ()) -> tuple[Matcher | None, list[int]]:
         """After `drafts`: the matcher of what is open (None: outside), and the drafts that it hasn't seen."""

@@ -194,14 +194,10 @@ _verdicts: defaultdict[str, OrderedDict[Grammar, dict[str, str]]] = defaultdict(
 _worker: subprocess.Popen[bytes] | None = None
 _worker_lock, _verdicts_lock = threading.Lock(), threading.Lock()
 _TOO_MUCH = {"error": "compiling it takes too much time or memory"}
+_closing = False  # the program ends
 
 
-def _end() -> None:
-    """The worker's end."""
-    global _worker
-    process, _worker = _worker, None
-    if process is None:
-        return
+def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
@@ -210,7 +206,13 @@ def _end() -> None:
                 pipe.close()
 
 
-atexit.register(_end)
+@atexit.register
+def _close() -> None:
+    """The worker ends with the program; a thread that is asking it just now gets no answer, nor another."""
+    global _closing
+    _closing = True
+    if _worker is not None:
+        _end(_worker)
 
 
 def checked(grammar: Grammar) -> str:
@@ -245,6 +247,8 @@ def _known_verdict(grammar: Grammar) -> dict[str, str] | None:
 def _ask(request: bytes) -> dict[str, str] | None:
     """The worker's answer; None where it dies, or doesn't answer. Raises ResourceError without one."""
     global _worker
+    if _closing:
+        return None
     if _worker is None or _worker.poll() is not None:
         try:
             _worker = subprocess.Popen(
@@ -260,20 +264,22 @@ def _ask(request: bytes) -> dict[str, str] | None:
                 why=f"no process can be started: {error.strerror}",
                 fix="free some memory or processes and try again",
             ) from error
-    assert _worker.stdin is not None and _worker.stdout is not None
+    process = _worker
+    assert process.stdin is not None and process.stdout is not None
     line, until = b"", time.monotonic() + _PATIENCE
     try:
-        _worker.stdin.write(request)
-        _worker.stdin.flush()
+        process.stdin.write(request)
+        process.stdin.flush()
         while not line.endswith(b"\n"):
-            ready, _, _ = select.select([_worker.stdout], [], [], max(0.0, until - time.monotonic()))
-            part = _worker.stdout.read1(1 << 20) if ready else b""  # type: ignore[attr-defined]
+            ready, _, _ = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
+            part = process.stdout.read1(1 << 20) if ready else b""  # type: ignore[attr-defined]
             if not part:
                 break
             line += part
-    except OSError:
+    except (OSError, ValueError):  # ValueError: its pipes were closed, the program ends
         line = b""
     if not line.endswith(b"\n"):
-        _end()
+        _end(process)
+        _worker = None
         return None
     return cast(dict[str, str], json.loads(line))

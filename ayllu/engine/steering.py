@@ -59,7 +59,7 @@ class Steering:
         """The state of a sequence that needs one. RequestError where its parameters don't fit the model."""
         params = sequence.params
         named = [("logit_bias", i) for i, _ in params.logit_bias]
-        if params.enclosed is not None:
+        if params.enclosed is not None and params.enclosed.grammar is not None:
             named += [("enclosed", params.enclosed.open_id), ("enclosed", params.enclosed.close_id)]
         if (budget := params.thinking) is not None:
             named += [("thinking", budget.open_id), ("thinking", budget.close_id)]

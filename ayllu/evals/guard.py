@@ -32,13 +32,8 @@ class GuardSettings:
     examined: tuple[str, ...] = free((), "folders of official test sets that practice must not overlap")
 
     def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError for rows or text of others that are compared with nothing."""
-        practice, text = tables.get("sft"), tables.get("text")
-        if practice is not None and practice.gsm8k and not self.examined:
-            raise RecipeValueError(
-                "sft.gsm8k: these rows are practised, and no test set is named to compare them with",
-                fix='name the folder of GSM8K\'s test set: [guard] with examined = ["FOLDER"]',
-            )
+        """RecipeValueError for text of others that is compared with nothing."""
+        text = tables.get("text")
         if not self.examined or text is None or text.evaluation:
             return
         if tuple(text.corpus) != tuple(type(text)().corpus):

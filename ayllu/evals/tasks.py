@@ -15,6 +15,7 @@ from ayllu.evals.examine import SHOWN, ExamSettings
 from ayllu.evals.items import Item
 from ayllu.evals.official import GROUPS, OFFICIAL, Official, files_of, load, text_task, with_shots
 from ayllu.reason.practice import EXAMS, RESAMPLED
+from ayllu.reason.tasks.gsm8k import training_files
 
 # The settings that a form of task goes by.
 _DRAWN = ("n", "seed")
@@ -107,7 +108,7 @@ def _named(name: str, data: Path | None, settings: ExamSettings) -> Named:
 
 
 def _resampled_files(data: Path) -> tuple[Path, ...]:
-    return tuple(sorted((data / "gsm8k").glob("*train*.jsonl*")))
+    return tuple(training_files(data / "gsm8k"))
 
 
 def _needed(name: str, data: Path | None) -> Path:

@@ -34,11 +34,12 @@ def in_order(messages: Sequence[dict[str, Any]]) -> tuple[str, list[dict[str, An
                 f"messages[{index}]: {role!r} can't follow {previous!r}",
                 fix="alternate user and assistant; a tool's result follows the assistant's call",
             )
-        open_ = open_ - 1 if role == "tool" else open_
-        if open_ > 0 and role != "tool":
+        if role == "tool" and not open_:
+            raise _belongs_to_no_call(index)
+        if role != "tool" and open_:
             raise RequestError(f"messages[{index}]: a call before it has no result")
         calls = message.get("tool_calls") if role == "assistant" else ()
-        previous, open_ = ("call", len(calls)) if calls else (role, max(open_, 0))
+        previous, open_ = ("call", len(calls)) if calls else (role, open_ - (role == "tool"))
     if previous not in ("user", "tool"):
         raise RequestError("the last message must be the user's or a tool's result")
     if open_:
@@ -70,12 +71,18 @@ def _results_in_order(messages: list[dict[str, Any]], first: int) -> list[dict[s
     for at, message in enumerate(messages, 1):
         place = {call.get("id"): n for n, call in enumerate(message.get("tool_calls") or ())}
         results = list(itertools.takewhile(lambda m: m["role"] == "tool", messages[at:])) if place else []
-        named = [result for result in results if result.get("tool_call_id") is not None]
-        if None not in place and any(result["tool_call_id"] not in place for result in named):
-            raise RequestError(
-                f"messages[{first + at}]: a result belongs to no call",
-                fix="a tool's result follows the assistant's call and names its id",
-            )
+        named = [result["tool_call_id"] for result in results if result.get("tool_call_id") is not None]
+        if None in place:
+            continue  # calls without ids: in the order in which they come
+        if not place.keys() >= set(named) or len(set(named)) < len(named):
+            raise _belongs_to_no_call(first + at)
         if results and len(named) == len(results):
-            out[at : at + len(results)] = sorted(named, key=lambda m: place.get(m["tool_call_id"], 0))
+            out[at : at + len(results)] = sorted(results, key=lambda m: place[m["tool_call_id"]])
     return out
+
+
+def _belongs_to_no_call(index: int) -> RequestError:
+    return RequestError(
+        f"messages[{index}]: a result belongs to no call",
+        fix="a tool's result follows the assistant's call and names its id",
+    )

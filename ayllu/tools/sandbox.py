@@ -260,6 +260,7 @@ class Sandbox:
     def _submit(self, request: dict[str, Any]) -> tuple[socket.socket, int, int]:
         """Hand a request to the warm interpreter, starting it again if it is gone."""
         for attempt in range(2):
+            asked = self._process
             ours, theirs = socket.socketpair()
             (out, out_w), (err, err_w) = os.pipe(), os.pipe()
             numbers = array("i", [out_w, err_w, theirs.fileno()])
@@ -276,7 +277,8 @@ class Sandbox:
                 if attempt or self._process is None:
                     raise
                 with self._sending:
-                    self._start()
+                    if self._process is asked:  # another call may have started it again already
+                        self._start()
             finally:
                 os.close(out_w)
                 os.close(err_w)

@@ -46,7 +46,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _KINDS = ("integer", "number", "text", "date", "boolean")
 _GRACE = 3.0  # seconds after its time limit in which a query may still end by itself
 _LOADING = 120.0  # seconds for opening tables or files
-_LONGEST = 16 << 20  # bytes of an answer: 50 rows of 100 values with 500 characters of four bytes take less
+_LONGEST = 16 << 20  # bytes of an answer: twice what the worker sends at most
 Column = tuple[str, str]
 
 

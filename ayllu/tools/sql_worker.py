@@ -33,13 +33,14 @@ from typing import Any, TextIO
 
 import duckdb
 
-from ayllu.tools.walls import landlock, privileges, seccomp
+from ayllu.tools.walls import kernel, landlock, privileges, seccomp
 
 MEMORY = 1 << 30  # bytes of address space; DuckDB and Python take 120 MB of it
 DUCKDB_MEMORY = "400MB"
 MOST_DATABASES = 64  # open at once; the parent opens one again that had to go
 ASKED = ("/proc/self/cgroup", "/proc/meminfo", "/sys/fs/cgroup")
 MAX_VALUE = 500  # characters of one value of a result
+MAX_RESULT = 8 << 20  # bytes of one result, as JSON
 MOST_COLUMNS = 100  # of a result
 TYPES = {"integer": "BIGINT", "number": "DOUBLE", "text": "VARCHAR", "date": "DATE", "boolean": "BOOLEAN"}
 READERS = {
@@ -152,7 +153,8 @@ def ask(base: duckdb.DuckDBPyConnection, query: str, most: int, seconds: float) 
                 return {"error": f"a result has at most {MOST_COLUMNS} columns"}
             rows = found.fetchmany(most + 1)
         finally:
-            base.execute("ROLLBACK")
+            WATCH.end()
+            _roll_back(base)
     except duckdb.InterruptException:
         return {"error": "the query takes too long"}
     except duckdb.OutOfMemoryException:
@@ -166,6 +168,14 @@ def ask(base: duckdb.DuckDBPyConnection, query: str, most: int, seconds: float) 
         "rows": [[_plain(value) for value in row] for row in rows[:most]],
         "more": len(rows) > most,
     }
+
+
+def _roll_back(base: duckdb.DuckDBPyConnection) -> None:
+    """Without it no other query could begin: where it fails the process ends, and the parent starts anew."""
+    try:
+        base.execute("ROLLBACK")
+    except (duckdb.Error, MemoryError, RuntimeError) as error:
+        raise SystemExit(1) from error
 
 
 def described(base: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
@@ -204,10 +214,10 @@ def _plain(value: Any) -> Any:
 
 
 def confine(paths: Iterable[str]) -> None:
-    """Before anything foreign is read: no capabilities, and no file but `paths` can be opened."""
+    """Before anything foreign is read: no file but `paths` can be opened. Capabilities stay until then: root
+    may have named what belongs to another user."""
     with contextlib.suppress(OSError, KeyError):
-        privileges.drop()
-    with contextlib.suppress(OSError, KeyError):
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         _only(paths)
 
 
@@ -231,7 +241,10 @@ def close_walls() -> list[str]:
 def _only(paths: Iterable[str]) -> None:
     """Landlock: nothing can be opened but `paths`, to be read. Each time less, never more."""
     # DuckDB asks in these how much memory there is, and gives up where that is forbidden.
-    known = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*ASKED, *paths) if Path(path).exists()]
+    known = list[int]()
+    for path in (*ASKED, *paths):
+        with contextlib.suppress(OSError):
+            known.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
     landlock.restrict(landlock.version(), [(file, landlock.READ_FILE) for file in known])
     for file in known:
         os.close(file)
@@ -281,7 +294,11 @@ def _own_output() -> TextIO:
 
 
 def _send(out: TextIO, reply: dict[str, Any]) -> None:
-    out.write(json.dumps(reply) + "\n")
+    text = json.dumps(reply)
+    if len(text) > MAX_RESULT:
+        short = {"id": reply["id"]} if "id" in reply else {}
+        text = json.dumps(short | {"error": "the result is too large: ask for fewer columns or rows"})
+    out.write(text + "\n")
     out.flush()
 
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from ayllu.train.updates import Group
 
 SAMPLES = 16
-LEAST = 0.05  # informative groups among those that will be sampled, below which a run isn't worth its hours
+ROUNDS = (
+    4  # of problems that a family is given before it is said to teach nothing: chance looks like that, too
+)
+LEAST = 0.05  # share of the families that teach something, below which a run isn't worth its hours
 KEPT = ".preflight.json"  # beside the checkpoints: a resumed stage doesn't fly again
 
 
@@ -52,7 +55,7 @@ def preflight(
     """Try `rollouts.settings.preflight` problems a family; print, keep and return what was found.
 
     `seconds(groups)` says how long forward and backward of some groups take. Raises TrainingStoppedError
-    when no group of any family is informative, or of those that will be sampled fewer than LEAST.
+    when no group of any family is informative, or only those of families with hardly any share are.
     """
     kept = context.folder / KEPT
     if kept.is_file():
@@ -62,7 +65,7 @@ def preflight(
     families = [family for family, share in settings.shares().items() if share]
     rollouts.engine.refresh()
     context.progress.start(len(families), "families")
-    # What happens once (kernels compiled, graphs recorded, memory taken) is no part of what every step takes.
+    # What happens at first (kernels compiled, memory taken) is no part of what every step takes.
     rng = np.random.default_rng([rollouts.seed, 7])
     first = rollouts.answer([TASKS[families[0]].problem(rng, 1, "train")], 2, 0)
     seconds([replace(group, rewards=[1.0, 0.0]) for group in first])
@@ -71,10 +74,14 @@ def preflight(
     for number, family in enumerate(families):
         rng = np.random.default_rng([rollouts.seed, 7, *family.encode()])
         task, drawn = TASKS[family], Curriculum()
-        problems = [
-            task.problem(rng, drawn.draw_level(rng, task), "train") for _ in range(settings.preflight)
-        ]
-        by_family[family] = rollouts.answer(problems, SAMPLES, int(rng.integers(2**62)))
+        by_family[family] = []
+        for _ in range(ROUNDS):
+            problems = [
+                task.problem(rng, drawn.draw_level(rng, task), "train") for _ in range(settings.preflight)
+            ]
+            by_family[family] += rollouts.answer(problems, SAMPLES, int(rng.integers(2**62)))
+            if flight(by_family[family], settings.size).informative:
+                break
         context.progress.update(number + 1, family)
     sampling = time.monotonic() - began
     every = [group for groups in by_family.values() for group in groups]
@@ -83,20 +90,22 @@ def preflight(
     notes = [line for family, each in flights.items() if (line := note(family, each, shares))]
     if not any(group.informative for group in every):
         raise nothing_to_learn(every)
-    if (useful_share := sampled_share(shares, flights)) < LEAST:
+    teaching = sum(share for family, share in shares.items() if flights[family].informative)
+    if teaching < LEAST * sum(shares.values()):
         raise TrainingStoppedError(
-            f"of the groups that would be sampled some {100 * useful_share:.0f} % would teach anything",
+            f"{100 - 100 * teaching / sum(shares.values()):.0f} % of the problems would teach nothing",
             why="; ".join(notes) or "hardly any group has both right and wrong answers",
             fix="give the other families more share, or the model more SFT (rl.preflight = 0 goes on anyway)",
         )
     tokens = sum(answer.tokens for group in every for answer in group.answers)
-    an_answer = sum(share * flights[f].tokens for f, share in shares.items()) / sum(shares.values())
+    an_answer = weighed(shares, {family: each.tokens for family, each in flights.items()})
     useful = [group for group in every if group.informative][: settings.groups]
     training = seconds(useful) / (len(useful) * SAMPLES)
     result = {
         "families": {family: asdict(each) for family, each in flights.items()},
         "tokens_per_second": tokens / sampling,
         "seconds": forecast(flights, settings, sampling / tokens * an_answer, training),
+        "truncated": weighed(shares, {family: each.truncated for family, each in flights.items()}),
         "peak_memory_mb": machine.peak_memory_mb(),
     }
     for line in [*table(result), *notes]:
@@ -106,22 +115,26 @@ def preflight(
 
 
 def flight(groups: list[Group], size: int) -> Flight:
-    """The shares of some groups of one family, whose first `size` answers count as a group of training."""
+    """The shares of some groups of one family, of which every `size` answers count as a group of training."""
     answers = [answer for group in groups for answer in group.answers]
-    first = [group.rewards[:size] for group in groups]
+    parts = [
+        group.rewards[at : at + size]
+        for group in groups
+        for at in range(0, max(len(group.rewards) - size, 0) + 1, size)
+    ]
     return Flight(
         len(groups),
         float(np.mean([value > 0 for group in groups for value in group.rewards])),
         float(np.mean([max(group.rewards) > 0 for group in groups])),
         float(np.mean([answer.finish_reason == "length" for answer in answers])),
-        float(np.mean([informative(rewards) for rewards in first])),
+        float(np.mean([informative(rewards) for rewards in parts])),
         float(np.mean([answer.tokens for answer in answers])),
     )
 
 
-def sampled_share(shares: dict[str, float], flights: dict[str, Flight]) -> float:
-    """Informative groups among those that will be sampled."""
-    return sum(share * flights[f].informative for f, share in shares.items()) / sum(shares.values())
+def weighed(shares: dict[str, float], values: dict[str, float]) -> float:
+    """The mean of `values` over what will be sampled."""
+    return sum(share * values[family] for family, share in shares.items()) / sum(shares.values())
 
 
 def note(family: str, found: Flight, shares: dict[str, float]) -> str:
@@ -142,7 +155,8 @@ def forecast(flights: dict[str, Flight], settings: RlSettings, sampling: float, 
 
     Groups that aren't informative are sampled for nothing; the SFT anchor counts as rows of answers.
     """
-    informative = sampled_share({family: settings.shares()[family] for family in flights}, flights)
+    shares = {family: settings.shares()[family] for family in flights}
+    informative = weighed(shares, {family: each.informative for family, each in flights.items()})
     sampled, missing = 0.0, float(settings.groups)
     for _ in range(settings.rounds):  # as Rollouts.sample goes about it
         count = min(4 * settings.groups, max(missing, 0.0) / max(informative, 0.25))

@@ -257,7 +257,7 @@ def more_cut_off(state: dict[str, Any], share: float, flight: dict[str, Any] | N
     now = float(np.mean(state["cut_off"]))
     if flight is None or len(state["cut_off"]) < _PATIENCE or now < _CUT_OFF:
         return ""
-    before = float(np.mean([family["truncated"] for family in flight["families"].values()]))
+    before = flight["truncated"]
     if now < 2 * before:
         return ""
     return (

@@ -50,11 +50,16 @@ class SftSettings:
     budgets: float = bounded(0.0, 0.0, 1.0, "share of conversations that say how long to think")
 
     def check(self, tables: Mapping[str, Any]) -> None:
-        """RecipeValueError for a family that doesn't exist or has a setting of its own, without any share, or
-        where a family's rows aren't named."""
+        """RecipeValueError for a family that doesn't exist or has a setting of its own, without any share,
+        where a family's rows aren't named, or where rows are compared with no test set."""
         check_families(self.families, "sft.families", worked=True)
         check_named_once(self, self.families, "sft")
         check_rows((name for name, share in self.shares().items() if share), "sft.families", {"sft": self})
+        if self.gsm8k and not getattr(tables.get("guard"), "examined", ()):  # optional: it may be absent
+            raise RecipeValueError(
+                "sft.gsm8k: these rows are practised, and no test set is named to compare them with",
+                fix='name the folder of GSM8K\'s test set: [guard] with examined = ["FOLDER"]',
+            )
 
     def shares(self) -> dict[str, float]:
         """Family -> share. RecipeValueError when all are zero."""

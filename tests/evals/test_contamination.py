@@ -143,6 +143,8 @@ def test_what_comes_from_others_needs_a_guard():
     rows = {"name": "a", "sft": {"gsm8k": ["rows"]}}
     with pytest.raises(RecipeValueError, match=r"sft\.gsm8k.*no test set") as refused:
         compose(rows)
+    with pytest.raises(RecipeValueError, match=r"sft\.gsm8k.*no test set"):
+        make_plan(rows)  # as `ayllu make` reads it, without the tables of stages that it doesn't have
     assert "[guard] with examined" in str(refused.value)
     guarded = rows | {"guard": {"examined": ["tests"]}}
     compose(guarded)

@@ -273,6 +273,13 @@ TOOL, SYSTEM = {"role": "tool", "content": "1"}, {"role": "system", "content": "
         [USER, call_message(("f", {})), USER],
         [USER, call_message(("f", {}))],
         [USER, call_message(("f", {}), ("g", {})), TOOL],
+        [USER, call_message(("f", {})), TOOL, TOOL],
+        [
+            USER,
+            call_message(("f", {}), ("g", {})),
+            TOOL | {"tool_call_id": "c0"},
+            TOOL | {"tool_call_id": "c0"},
+        ],
         [USER, call_message(("f", {}), ("g", {})), TOOL, USER],
         [USER, call_message(("f", {}), ("g", {})), TOOL, SAID, USER],
         [USER, {"role": "function", "content": ""}],

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 
+import duckdb
 import numpy as np
 import pytest
 
 from ayllu.errors import InputNotFoundError, RequestError
 from ayllu.reason.tasks.database import SqliteDatabase
 from ayllu.reason.tasks.tables import Tables, database
-from ayllu.tools import sql
+from ayllu.tools import sql, sql_worker
 from ayllu.tools.sql import Database, Table, rows_text, sql_tool
 from ayllu.tools.tool import Toolbox, ToolError
 from ayllu.tools.walls import landlock
@@ -242,6 +243,39 @@ def test_names_of_files_are_no_patterns_and_nothing_else_is_read(tmp_path):
     with contextlib.suppress(OSError):
         landlock.version()
         assert "PermissionError" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root reads what belongs to another user")
+def test_root_reads_what_belongs_to_another_user(tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "sales.csv").write_text("amount\n1\n")
+    for path, mode in ((folder / "sales.csv", 0o600), (folder, 0o700)):
+        os.chown(path, 65534, 65534)
+        path.chmod(mode)
+    with Database.of_files([folder / "sales.csv"]) as files:
+        assert files.ask("SELECT amount FROM sales").rows == [(1,)]
+        with Database([CITIES]) as other:
+            other.ask("SELECT 1")
+            assert set(files.walls) == set(other.walls)
+
+
+def test_a_result_that_is_too_large_is_told_and_costs_nothing_else(base):
+    wide = ", ".join(["repeat('x', 500)"] * 90)
+    worker = base._worker._process
+    with pytest.raises(ToolError, match="fewer columns or rows"):
+        base.ask(f"SELECT {wide} FROM range(900)", 1000)
+    assert base._worker._process is worker
+    assert base.ask("SELECT count(*) FROM cities").rows == [(3,)]
+
+
+def test_a_transaction_that_can_not_be_ended_ends_the_process():
+    class Broken:
+        def execute(self, _):
+            raise duckdb.InterruptException
+
+    with pytest.raises(SystemExit):
+        sql_worker._roll_back(Broken())
 
 
 def test_files(tmp_path):

@@ -121,10 +121,15 @@ class Template:
         return done
 
 
+def training_files(folder: Path) -> list[Path]:
+    """The files of training rows in a folder, and below it."""
+    every = (p for ending in ("*.jsonl", "*.jsonl.xz") for p in folder.rglob(ending))
+    return sorted(p for p in every if TRAINING_FILE.search(p.name.lower()))
+
+
 def read_rows(folder: Path) -> Iterator[dict[str, str]]:
     """The rows of the training files in a folder. InputNotFoundError without any; BadFileError for others."""
-    every = (p for ending in ("*.jsonl", "*.jsonl.xz") for p in folder.rglob(ending))
-    files = sorted(p for p in every if TRAINING_FILE.search(p.name.lower()))
+    files = training_files(folder)
     if not files:
         raise InputNotFoundError(
             f"{folder} holds no train*.jsonl of GSM8K", fix="give the folder with GSM8K's training rows"
