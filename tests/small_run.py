@@ -24,6 +24,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "pretrain": {"tokens": 20_000, "rows": 4, "length": 64},
     "sft": {"steps": 40, "rows": 4, "length": 160},
     "rl": {
+        "preflight": 0,  # it has learnt too little to be let through
         "steps": 8,
         "groups": 2,
         "size": 4,

@@ -55,7 +55,9 @@ def test_http_says_what_the_loop_says(live, decoder, tokenizer):
     chat = Chat(tokenizer)
     params = SamplingParams(max_tokens=24, temperature=1.0, seed=11)
     with Engine(decoder, tokenizer=tokenizer, max_sequences=1) as engine:
-        (alone,) = answer_batch(engine, chat, [chat.start(USER[0]["content"])], Toolbox(), params)
+        (alone,) = answer_batch(
+            engine, chat, [chat.start(USER[0]["content"])], Toolbox(), params, constrain=True
+        )
     said = [chat.text(span) for span in alone.transcript.spans[1:] if span.kind == "say"]
     create = live.client().chat.completions.create
     done = create(model="tiny", messages=USER, temperature=1, seed=11, max_tokens=24, logprobs=True)
