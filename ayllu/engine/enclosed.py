@@ -35,6 +35,11 @@ class Enclosure:
         marks = (rule.close_id,) if self._beginning else (rule.close_id, rule.open_id)
         self.held_back = tuple(mark for mark in marks if mark < vocab_size)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether what was accepted ends inside."""
+        return self._inside is not None
+
     def place(self, drafts: Ids[int] = ()) -> tuple[Matcher | None, list[int]]:
         """After `drafts`: the matcher of what is open (None: outside), and the drafts that it hasn't seen."""
         inside, since = self._inside, list[int]()

@@ -54,15 +54,16 @@ def sample(logits_LV: Tensor, rows: Rows[Row]) -> list[Sampled]:
     error and drops the token. The other rows are untouched by that.
     """
     logits_LV = logits_LV.float()
-    special = [i for i, row in enumerate(rows) if _is_special(row)]
-    if not special:
-        return _plain(logits_LV, rows)
+    held = [_held_back(row) for row in rows]
+    if None not in held:
+        return _plain(logits_LV, rows, held)
     sampled: dict[int, Sampled] = {}
-    plain = sorted(set(range(len(rows))) - set(special))
-    for some, draw in ((plain, _plain), (special, _special)):
-        if some:
-            done = draw(logits_LV[some], [rows[i] for i in some])
-            sampled |= zip(some, done, strict=True)
+    plain = [i for i, tokens in enumerate(held) if tokens is not None]
+    special = [i for i, tokens in enumerate(held) if tokens is None]
+    if plain:
+        done = _plain(logits_LV[plain], [rows[i] for i in plain], [held[i] for i in plain])
+        sampled |= zip(plain, done, strict=True)
+    sampled |= zip(special, _special(logits_LV[special], [rows[i] for i in special]), strict=True)
     return [sampled[i] for i in range(len(rows))]
 
 
@@ -90,9 +91,12 @@ def best(sequences: list[Sequence], n: int) -> list[Sequence]:
     return sorted(sequences, key=lambda s: (s.finish_reason in failed, -mean_logprob(s)))[:n]
 
 
-def _is_special(row: Row) -> bool:
-    params = row.sequence.params
-    return row.sequence.state is not None or bool(params.top_logprobs) or is_cut(params)
+def _held_back(row: Row) -> tuple[int, ...] | None:
+    """The tokens that a plain row may not have; None for a row that isn't plain."""
+    params, state = row.sequence.params, row.sequence.state
+    if params.top_logprobs or is_cut(params):
+        return None
+    return state.held_back(row.drafts) if isinstance(state, Steering) else ()
 
 
 def _temperature(row: Row) -> float:
@@ -107,14 +111,45 @@ def _uniform(rows: Rows[Row]) -> Tensor:
 
 
 # ---- plain rows
-def _plain(logits_BV: Tensor, rows: Rows[Row]) -> list[Sampled]:
+def _plain(logits_BV: Tensor, rows: Rows[Row], held: Rows[tuple[int, ...] | None]) -> list[Sampled]:
+    """`held`: tokens of each row that may not come. They are taken out while tokens are drawn, all at once,
+    and put back: log-probabilities are those of the whole row."""
+    rows_S = [i for i, tokens in enumerate(held) for _ in tokens or ()]
+    tokens_S = [token for tokens in held for token in tokens or ()]
+    at = tuple(torch.tensor([rows_S, tokens_S], device=logits_BV.device)) if rows_S else None
+    kept_S = logits_BV[at] if at else None
+    if at:
+        logits_BV[at] = -torch.inf
     if ops.usable(logits_BV):
-        temperature_B = torch.tensor([_temperature(row) for row in rows], dtype=torch.float32)
-        token_B, logprob_B = ops.sample(logits_BV, temperature_B, _uniform(rows))
+        token_B, logprob_B = _fused(logits_BV, rows)
+        if at and kept_S is not None:
+            token_B, logprob_B = _of_the_whole(logits_BV, rows, token_B, logprob_B, at[0], kept_S)
     else:
         token_B = _draw(logits_BV, rows)
+        logprob_B = None
+    if at:
+        logits_BV[at] = kept_S
+    if logprob_B is None:
         logprob_B = _logprobs(logits_BV, token_B)
     return [Sampled(*pair) for pair in zip(token_B.tolist(), logprob_B.tolist(), strict=True)]
+
+
+def _of_the_whole(
+    x_BV: Tensor, rows: Rows[Row], token_B: Tensor, logprob_B: Tensor, row_S: Tensor, kept_S: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the kernel drew from rows without their `kept_S` (logits of the rows `row_S`), with the
+    log-probabilities that the tokens have with them."""
+    drawn_B = x_BV.gather(-1, token_B[:, None])[:, 0]
+    if bool((drawn_B == -torch.inf).any()):  # the kernel's exponential of -inf is small, not 0
+        again = (drawn_B == -torch.inf).nonzero()[:, 0]
+        token_B[again] = _draw(x_BV[again], [rows[i] for i in again.tolist()])
+        drawn_B = x_BV.gather(-1, token_B[:, None])[:, 0]
+        logprob_B[again] = _logprobs(x_BV[again], token_B[again])
+    # The logarithm of the sum of exponentials: of the rest, and what the kept add to it.
+    rest_B = drawn_B.double() - logprob_B
+    more_S = (kept_S.double() - rest_B[row_S]).clamp(max=700.0).exp()
+    more_B = torch.zeros_like(rest_B).index_add(0, row_S, more_S).log1p()
+    return token_B, (logprob_B - more_B).float()
 
 
 def _fused(x_BV: Tensor, rows: Rows[Row]) -> tuple[Tensor, Tensor]:

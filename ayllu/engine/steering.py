@@ -48,6 +48,9 @@ class Steering:
             self.matcher = matcher(params.grammar, tokenizer, vocab_size)
             # Of several stop ids (an end of the turn, an end of a call) the turn's own ends a whole text.
             self._ends = [i for i in self._stops if i in tokenizer.eos] or self._stops
+        # Whether anything but an enclosure has to do with what may come.
+        others = (self.penalties, self.thinking, self.matcher, params.min_tokens or None)
+        self._looks_elsewhere = any(other is not None for other in others)
         if params.stop_strings:
             known = _needed(tokenizer, "a stop string")
             # Behind a control token a text begins anew, behind anything else it goes on.
@@ -81,19 +84,13 @@ class Steering:
     def held_back(self, drafts: Ids[int] = ()) -> tuple[int, ...] | None:
         """The tokens that alone are forbidden after `drafts`; None where `steer` has to look. Most of a turn
         that may call tools is such a place, and many rows of a batch are there at once."""
-        if self.enclosure is None or self._looks_elsewhere or self.error is not None:
+        if self.enclosure is None or self._looks_elsewhere or self._failures:
             return None
-        if self.enclosure.place(drafts)[0] is not None:
+        if self.enclosure.place(drafts)[0] is not None if drafts else self.enclosure.is_open:
             return None
         if not drafts:
-            self._failures, self._since = [], ()
+            self._since = ()
         return self.enclosure.held_back
-
-    @property
-    def _looks_elsewhere(self) -> bool:
-        """Whether anything but the enclosure has to do with what may come."""
-        others = (self.penalties, self.thinking, self.matcher, self.params.min_tokens or None)
-        return any(other is not None for other in others)
 
     def steer(self, logits_V: Tensor, drafts: Ids[int] = ()) -> int | None:
         """Change one row of logits in place -> the token that has to come, if one has to."""
