@@ -19,9 +19,12 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ayllu.errors import ResourceError
+
+if TYPE_CHECKING:
+    import subprocess
 
 # The instructions that decide which kernels can run, as /proc/cpuinfo spells them (x86 and Arm).
 FEATURES = (
@@ -254,3 +257,13 @@ def measure_read_bandwidth(megabytes: int = 256, *, device: str = "cpu", seconds
     synchronise = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     with torch.no_grad():
         return x_N.numel() * 8 / _median_seconds(lambda: x_N.sum(), synchronise, seconds)
+
+
+def end_worker(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that answers over its pipes, and close them."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what couldn't be written to a dead process is still to come
+                pipe.close()

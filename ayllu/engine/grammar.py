@@ -32,6 +32,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from ayllu.engine.grammar_worker import LIMITS
 from ayllu.engine.request import Grammar
 from ayllu.errors import GrammarFailedError, RequestError, ResourceError
+from ayllu.machine import end_worker
 from ayllu.text.tokenizer import Tokenizer
 
 MAX_SOURCE = 64 << 10  # characters
@@ -197,22 +198,13 @@ _TOO_MUCH = {"error": "compiling it takes too much time or memory"}
 _closing = False  # the program ends
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):  # what couldn't be written to a dead process is still to come
-                pipe.close()
-
-
 @atexit.register
 def _close() -> None:
     """The worker ends with the program; a thread that is asking it just now gets no answer, nor another."""
     global _closing
     _closing = True
     if _worker is not None:
-        _end(_worker)
+        end_worker(_worker)
 
 
 def checked(grammar: Grammar) -> str:
@@ -279,7 +271,7 @@ def _ask(request: bytes) -> dict[str, str] | None:
     except (OSError, ValueError):  # ValueError: its pipes were closed, the program ends
         line = b""
     if not line.endswith(b"\n"):
-        _end(process)
+        end_worker(process)
         _worker = None
         return None
     return cast(dict[str, str], json.loads(line))

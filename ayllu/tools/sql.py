@@ -16,7 +16,6 @@ for a row, `(no rows)` for none, a visible mark where rows were left out.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from ayllu.errors import InputNotFoundError, RequestError
+from ayllu.machine import end_worker
 from ayllu.tools.calculator import canonical
 from ayllu.tools.tool import Tool, ToolError
 
@@ -96,7 +96,7 @@ class _Worker:
             start_new_session=True,  # Ctrl-C in a terminal is for us
             env={"MALLOC_ARENA_MAX": "2"},  # address space is limited there, and arenas take much of it
         )
-        self.close = weakref.finalize(self, _end, self._process)
+        self.close = weakref.finalize(self, end_worker, self._process)
         self.hello = self._read(_LOADING) or {"error": "DuckDB can't be started"}
         return self.hello
 
@@ -140,15 +140,6 @@ class _Worker:
             self.close()
             return None
         return answer
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):  # what couldn't be written to a dead process is still to come
-                pipe.close()
 
 
 _shared = _Worker()

@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from ayllu.train.updates import Group
 
 SAMPLES = 16
-ROUNDS = (
-    4  # of problems that a family is given before it is said to teach nothing: chance looks like that, too
-)
+ROUNDS = 4  # of problems for a family before it is said to teach nothing: chance looks like that, too
 LEAST = 0.05  # share of the families that teach something, below which a run isn't worth its hours
 KEPT = ".preflight.json"  # beside the checkpoints: a resumed stage doesn't fly again
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ayllu.errors import InputNotFoundError, RequestError
+from ayllu.machine import end_worker
 from ayllu.reason.tasks.database import SqliteDatabase
 from ayllu.reason.tasks.tables import Tables, database
 from ayllu.tools import sql, sql_worker
@@ -210,7 +211,7 @@ def test_a_process_that_died_or_forgot_is_replaced(base, monkeypatch):
     with contextlib.suppress(OSError):
         worker.stdin.write(b"x" * 100)
         worker.stdin.flush()
-    sql._end(worker)
+    end_worker(worker)
     assert worker.stdin.closed and worker.stdout.closed
     assert base.ask("SELECT count(*) FROM cities").rows == [(3,)]
     monkeypatch.setattr(sql, "_GRACE", 0.0)  # one that doesn't answer is ended
